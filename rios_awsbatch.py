@@ -1,0 +1,1666 @@
+"""
+Run per-block raster work on AWS Batch.
+
+A block of raster work is a call: a function and its arguments. This module
+sends such calls to worker containers on AWS Batch and brings the results
+back as futures, so that AWS Batch looks like any other Python executor::
+
+    import rios_awsbatch
+
+    with rios_awsbatch.AWSBatchExecutor(max_workers=8) as executor:
+        for result in executor.map(myFunction, blocks, buffersize=32):
+            ...
+
+Users of RIOS (rioshome.org) do not call it themselves. They import this
+module and choose AWS Batch, and everything else in their script stays::
+
+    import rios_awsbatch
+    controls.setNumThreads(4)                  # RIOS 1.4, and RIOS 2.0
+    controls.setJobManagerType('AWSBatch')
+
+    controls.setConcurrencyStyle(applier.ConcurrencyStyle(     # RIOS 2
+        computeWorkerKind='CW_AWSBATCH', numComputeWorkers=4))
+
+What AWS needs for it is one CloudFormation stack, which ``scripts/create.sh``
+creates from ``batch.yaml``, and one container image, which
+``scripts/build.sh`` builds. ``worker.py`` is what runs in that container.
+
+How a run works, and where each promise is kept:
+
+* A run has two SQS queues of its own, a folder ``runs/<run id>/`` in the
+  stack's bucket, and one Batch job; nothing is shared with any other run.
+  See :meth:`AWSBatchExecutor._start` and :meth:`AWSBatchExecutor._clean_up`.
+* Everything that travels is signed: see :class:`Channel`.
+* Calls go out in :meth:`AWSBatchExecutor._send_loop`, results come back in
+  :meth:`AWSBatchExecutor._collect_loop`; the first answer to a call wins.
+* :meth:`AWSBatchExecutor._watch_loop` renews the run's lease, by which the
+  workers know that this script lives, and watches the Batch job, so that no
+  future waits for workers that can never come.
+"""
+# MIT licence, see the file LICENSE.
+
+import atexit
+import base64
+import collections
+import concurrent.futures
+import contextlib
+import copy
+import functools
+import hashlib
+import hmac
+import importlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import pickle
+import platform
+import queue
+import reprlib
+import secrets
+import signal
+import sys
+import threading
+import time
+import weakref
+
+import boto3
+import botocore.config
+import botocore.exceptions
+import cloudpickle
+
+__version__ = '1.0.0'
+__all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'BrokenAWSBatchExecutor',
+           'getStackOutputs', 'AWSBatchExecutor', 'AWSBatchJobManager',
+           'AWSBatchComputeWorkerMgr']
+
+log = logging.getLogger('rios_awsbatch')
+
+#: The CloudFormation stack to use, from $RIOS_AWSBATCH_STACK.
+STACK_NAME = os.environ.get('RIOS_AWSBATCH_STACK') or 'RIOS'
+#: The AWS region it is in, from $RIOS_AWSBATCH_REGION, $AWS_REGION or $AWS_DEFAULT_REGION.
+REGION = (os.environ.get('RIOS_AWSBATCH_REGION') or os.environ.get('AWS_REGION') or
+          os.environ.get('AWS_DEFAULT_REGION') or 'ap-southeast-2')
+
+# How long things may take, in seconds.
+LEASE_SECONDS = 180         # workers stop this long after the main script was last alive
+WATCH_SECONDS = 5           # how often the Batch job is looked at
+RUNNABLE_SECONDS = 300      # no worker after this long is worth a warning
+VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
+COLLECT_SECONDS = 300       # ample time to download a result
+STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
+# How much may be on its way.
+INLINE_BYTES = 192 * 1024   # a larger payload costs less by way of S3, see "Cost" in the README
+OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
+MAX_TRIES = 3               # a block whose worker died this often is not tried again
+SENDERS = 4                 # threads that upload and send calls
+COLLECTORS = 2              # threads that receive results: more get fewer of them per request
+
+# Limits of AWS: "Amazon SQS message quotas" in the SQS developer guide, and the models of
+# sqs:SendMessageBatch, sqs:CreateQueue and s3:DeleteObjects in botocore.
+MESSAGE_BYTES = 1024 * 1024         # one message, and one batch of messages
+BATCH_ENTRIES = 10                  # messages in a batch
+LONG_POLL_SECONDS = 20
+RETENTION_SECONDS = 14 * 86400
+DELETE_OBJECTS = 1000               # keys in one request
+DESCRIBE_JOBS = 100                 # jobs in one request
+STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
+
+# Why a worker that should be there is not: what users find most often.
+RUNNABLE_CAUSES = (
+    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used '
+    'up by other jobs, no instance type of the stack is free (above all with Spot), or a job '
+    'asks for more memory or vCPUs than any of them has. "scripts/status.sh" shows the jobs; '
+    '"scripts/modify.sh" changes --maxjobs, --instancetype, --mem and --vcpus.')
+
+
+class AWSBatchException(Exception):
+    """Something about the stack, the run or a block is wrong; the message says what to do."""
+
+
+class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchException):
+    """No worker can finish the outstanding calls any more."""
+
+
+class _RemoteTraceback(Exception):
+    """The cause of an exception that was raised in a worker: its traceback there, as text."""
+    def __init__(self, text):
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self):
+        return '\n"""\n{}"""'.format(self.text)
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors of AWS, in the words of somebody who does not know AWS
+# ---------------------------------------------------------------------------------------------
+
+_CREDENTIAL_HELP = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and '
+                    'AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.')
+_EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired'}
+_WRONG_KEY = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
+              'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
+_DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
+           'AWS.SimpleQueueService.AccessDenied'}
+_NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
+_NO_OBJECT = {'NoSuchKey', '404', 'NotFound',
+              'AccessDenied', '403', 'Forbidden'}   # what those are told who may not list the bucket
+_THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
+              'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
+_CONNECTION_ERRORS = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
+
+
+def error_code(error):
+    """The error code of a botocore ClientError, '' for any other exception."""
+    return getattr(error, 'response', {}).get('Error', {}).get('Code', '')
+
+
+def is_temporary(error):
+    """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
+    status = getattr(error, 'response', {}).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
+    return (isinstance(error, _CONNECTION_ERRORS) or status >= 500 or
+            error_code(error) in _THROTTLED)
+
+
+def explain(error, doing):
+    """
+    Turn an exception of botocore into an :class:`AWSBatchException` that a user can act on.
+
+    Args:
+        error: a BotoCoreError or ClientError.
+        doing (str): what was being done, as in 'reading the stack outputs'.
+    """
+    code, said = error_code(error), str(error)
+    exceptions = botocore.exceptions
+    if isinstance(error, exceptions.ProfileNotFound):
+        text = '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'
+    elif isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
+                            exceptions.CredentialRetrievalError)):
+        text = 'No AWS credentials were found ({}). ' + _CREDENTIAL_HELP
+    elif isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)) or code in _EXPIRED:
+        text = 'Your AWS login has expired ({}). Log in again. ' + _CREDENTIAL_HELP
+    elif code in _WRONG_KEY:
+        text = 'AWS does not accept your credentials ({}). ' + _CREDENTIAL_HELP
+    elif code in _DENIED:
+        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach '
+                'the policy of the stack\'s output BatchMainPolicyArn to your user or role.')
+    elif code in _THROTTLED:
+        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it '
+                'stays so, another program in the same account makes too many requests.')
+    elif isinstance(error, exceptions.InvalidRegionError) or (
+            isinstance(error, exceptions.EndpointConnectionError) and not _is_region(REGION)):
+        text = ('There is no AWS region "' + REGION + '" ({}). Set RIOS_AWSBATCH_REGION, for '
+                'instance to ap-southeast-2.')
+    elif isinstance(error, _CONNECTION_ERRORS):
+        text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that '
+                'RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.')
+    else:
+        text = '{}'
+    return AWSBatchException('Error when {} (stack {}, region {}): {}'.format(
+        doing, STACK_NAME, REGION, text.format(said)))
+
+
+def _is_region(name):
+    session = boto3.session.Session()
+    return any(name in session.get_available_regions('batch', partition)
+               for partition in session.get_available_partitions())
+
+
+@contextlib.contextmanager
+def _explained(doing):
+    """Errors of AWS inside the block are raised as an AWSBatchException that says `doing`."""
+    try:
+        yield
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise explain(error, doing) from error
+
+
+# ---------------------------------------------------------------------------------------------
+# The stack
+# ---------------------------------------------------------------------------------------------
+
+def make_client(service, region, requests=None):
+    """
+    A boto3 client that is patient with AWS, and good for many threads.
+
+    Args:
+        service (str): boto3's name for it, as in 'sqs'.
+        region (str): the AWS region.
+        requests (collections.Counter): counts the requests made, by operation.
+    """
+    config = botocore.config.Config(
+        retries={'mode': 'standard', 'total_max_attempts': 8}, max_pool_connections=32,
+        connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20)
+    client = boto3.client(service, region_name=region, config=config)
+    if requests is not None:
+        def count(event_name, **kwargs):
+            requests[event_name.partition('.')[2]] += 1
+        client.meta.events.register('before-send.' + service, count)
+    return client
+
+
+def getStackOutputs():
+    """
+    Return the outputs of the CloudFormation stack, which name everything a run uses.
+
+    The stack is $RIOS_AWSBATCH_STACK in $RIOS_AWSBATCH_REGION.
+
+    Returns:
+        dict: output name (str) to value (str), as ``batch.yaml`` describes them.
+
+    Raises:
+        AWSBatchException: there is no such stack, it is not ready, it is not one of ours, or AWS
+            could not be asked.
+    """
+    where = 'stack "{}" in region {}'.format(STACK_NAME, REGION)
+    variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
+    try:
+        with _explained('reading the stack outputs'):
+            client = make_client('cloudformation', REGION)
+            stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
+    except AWSBatchException as error:
+        if error_code(error.__cause__) == 'ValidationError':
+            raise AWSBatchException('There is no {}. {}; "scripts/create.sh --wait" creates '
+                                    'one.'.format(where, variables)) from None
+        raise
+    status = stack['StackStatus']
+    if status in ('CREATE_IN_PROGRESS', 'REVIEW_IN_PROGRESS'):
+        raise AWSBatchException('The {} is still being created. Wait until "scripts/status.sh" says '
+                                'CREATE_COMPLETE, and try again.'.format(where))
+    if status.startswith(('ROLLBACK', 'DELETE')) or status == 'CREATE_FAILED':
+        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with '
+                                '"scripts/delete.sh --wait" and create it again with '
+                                '"scripts/create.sh --wait".'.format(where, status))
+    outputs = {out['OutputKey']: out['OutputValue'] for out in stack.get('Outputs', [])}
+    missing = [name for name in ('BatchBucket', 'BatchProcessingJobQueueName', 'BatchMaxJobs',
+                                 'BatchProcessingJobDefinitionName') if name not in outputs]
+    if missing:
+        raise AWSBatchException(
+            'The {} has no output {}, so it was not created from this version\'s batch.yaml. {}; '
+            '"scripts/modify.sh" updates an older stack of rios_awsbatch.'.format(
+                where, ' and no '.join(missing), variables))
+    return outputs
+
+
+# ---------------------------------------------------------------------------------------------
+# What travels between the main script and its workers
+# ---------------------------------------------------------------------------------------------
+
+class Refused(Exception):
+    """A message or an object that this run did not make. It is never unpickled."""
+
+
+def dumps(thing):
+    """Pickle anything that cloudpickle can, lambdas and functions of the script included."""
+    return cloudpickle.dumps(thing, protocol=5)
+
+
+class Channel:
+    """
+    The two queues and the folder of one run, as the main script and the workers see them.
+
+    A message is three lines: a signature, a header in JSON, and the payload in base64. The
+    signature (HMAC-SHA256 with the secret key of the run) covers the header; the header names the
+    run, the direction and the SHA-256 of the payload. So a payload that was forged, cut short,
+    or taken from another run is refused before it is unpickled, wherever it lies: one larger
+    than INLINE_BYTES is an object in the run's folder, which the header names.
+
+    Args:
+        run (str): the run id.
+        key (bytes): the secret key of the run.
+        bucket (str): name of the stack's bucket.
+        in_queue (str): URL of the queue with calls for the workers.
+        out_queue (str): URL of the queue with answers for the main script.
+        region (str): AWS region of all three.
+    """
+    def __init__(self, run, key, bucket, in_queue, out_queue, region):
+        self.run, self.key, self.bucket = run, key, bucket
+        self.in_queue, self.out_queue = in_queue, out_queue
+        self.folder = 'runs/{}/'.format(run)
+        self.requests = collections.Counter()
+        self.sqs = make_client('sqs', region, self.requests)
+        self.s3 = make_client('s3', region, self.requests)
+
+    def sign(self, text):
+        return hmac.new(self.key, text.encode(), 'sha256').hexdigest()
+
+    def seal(self, to, header, payload=b''):
+        """
+        Make a message; a large payload is put in the bucket.
+
+        Args:
+            to (str): 'main' or 'worker', who may open it.
+            header (dict): 'kind', and what else goes into JSON.
+            payload (bytes): a pickle.
+
+        Returns:
+            (str, dict): the body of the message, and its complete header.
+        """
+        digest = hashlib.sha256(payload).hexdigest()
+        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(payload))
+        if len(payload) > INLINE_BYTES:
+            header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)
+            self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=payload)
+            if 'uploaded' in header:
+                header['uploaded'] = time.time()
+            payload = b''
+        return self.reseal(header, payload), header
+
+    def reseal(self, header, payload=b''):
+        """Make the body of a message whose header is complete."""
+        text = json.dumps(header, separators=(',', ':'))
+        return '\n'.join((self.sign(text), text, base64.b64encode(payload).decode()))
+
+    def open(self, to, body):
+        """
+        Check a message.
+
+        Returns:
+            (dict, str): its header, and its payload in base64, for :meth:`payload`.
+
+        Raises:
+            Refused: this run did not make it, or not for `to`.
+        """
+        signature, _, rest = body.partition('\n')
+        text, _, payload = rest.partition('\n')
+        if not hmac.compare_digest(signature.encode(), self.sign(text).encode()):
+            raise Refused('its signature is wrong')
+        header = json.loads(text)
+        if (header['run'], header['to']) != (self.run, to):
+            raise Refused('it is for the {} of run {}'.format(header['to'], header['run']))
+        return header, payload
+
+    def payload(self, header, text):
+        """
+        The pickle that belongs to a header that :meth:`open` gave.
+
+        Raises:
+            Refused: it is not the one that was signed.
+        """
+        if 'object' in header:
+            return self.fetch(header['object'], header['sha256'])
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise Refused('its payload is damaged') from None
+        return self._checked(data, header['sha256'], 'its payload')
+
+    def fetch(self, name, digest):
+        """Read an object whose SHA-256 is known (bytes)."""
+        for attempt in itertools.count(1):      # botocore retries requests, but not their bodies
+            try:
+                data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
+                break
+            except (botocore.exceptions.IncompleteReadError, botocore.exceptions.ReadTimeoutError,
+                    botocore.exceptions.ResponseStreamingError):
+                if attempt == 5:
+                    raise
+            except botocore.exceptions.ClientError as error:
+                if error_code(error) in _NO_OBJECT:
+                    raise Refused('object {} is not there'.format(name)) from error
+                raise
+        return self._checked(data, digest, 'object ' + name)
+
+    @staticmethod
+    def _checked(data, digest, what):
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise Refused('{} is not what was signed'.format(what))
+        return data
+
+    def function_object(self, digest):
+        """Where the function with this SHA-256 is kept for the run."""
+        return '{}fn-{}'.format(self.folder, digest)
+
+    def send(self, queue_url, bodies):
+        """
+        Send up to BATCH_ENTRIES message bodies, which together keep below MESSAGE_BYTES.
+
+        Entries that AWS does not take are sent again, so all are sent when this returns.
+        """
+        entries = [{'Id': str(n), 'MessageBody': body} for n, body in enumerate(bodies)]
+        _until_none_fails(entries, lambda left: self.sqs.send_message_batch(
+            QueueUrl=queue_url, Entries=left))
+
+    def receive(self, queue_url, wait, most=BATCH_ENTRIES):
+        """Wait up to `wait` seconds for at least one message; a list of SQS's messages."""
+        return self.sqs.receive_message(
+            QueueUrl=queue_url, MaxNumberOfMessages=most, WaitTimeSeconds=wait,
+            AttributeNames=['ApproximateReceiveCount']).get('Messages', [])
+
+    def delete(self, queue_url, receipts):
+        """Delete received messages, given their receipt handles (any number)."""
+        for some in batches(receipts, BATCH_ENTRIES):
+            self.sqs.delete_message_batch(QueueUrl=queue_url, Entries=[
+                {'Id': str(n), 'ReceiptHandle': receipt} for n, receipt in enumerate(some)])
+
+
+def _until_none_fails(entries, request):
+    """Repeat an SQS batch request with those of its entries that failed."""
+    pause = 0.1
+    while entries:
+        failed = {entry['Id']: entry for entry in request(entries).get('Failed', [])}
+        for entry in failed.values():
+            if entry.get('SenderFault'):
+                raise AWSBatchException('AWS SQS refused a message: {} {}'.format(
+                    entry.get('Code'), entry.get('Message', '')))
+        entries = [entry for entry in entries if entry['Id'] in failed]
+        if entries:
+            time.sleep(pause)
+            pause = min(2 * pause, 5)
+
+
+def batches(things, size):
+    """Cut a list into lists of at most `size`."""
+    return [things[n:n + size] for n in range(0, len(things), size)]
+
+
+def versions():
+    """The versions that must fit between the main script and its workers, by name."""
+    found = {'Python': platform.python_version(), 'rios_awsbatch': __version__}
+    for name in ('cloudpickle', 'numpy'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def mismatch(main, worker):
+    """
+    Say why pickles cannot travel between two sets of :func:`versions`.
+
+    Functions travel as bytecode, which is that of one minor version of Python. numpy 2 renamed the
+    module that arrays are unpickled with; 1.26 knows both names. The rest is our own protocol.
+
+    Returns:
+        str: one sentence, or None where they fit.
+    """
+    def parts(found, name, count):
+        return [int(part) for part in found[name].split('.')[:count]]
+
+    for name, count in (('Python', 2), ('rios_awsbatch', 2), ('cloudpickle', 1), ('numpy', 1)):
+        if name not in main or name not in worker or parts(main, name, count) == parts(worker, name, count):
+            continue
+        if name == 'numpy' and min(parts(main, name, 2), parts(worker, name, 2)) >= [1, 26]:
+            continue
+        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot '
+                'travel between the two. Build the image again with "scripts/build.sh" (BASE_IMAGE '
+                'and PIP_PACKAGES choose versions), or run the main script as a job with '
+                '"scripts/build.sh --main" and "scripts/submit.sh".'.format(name, main[name], worker[name]))
+    return None
+
+
+# ---------------------------------------------------------------------------------------------
+# The executor
+# ---------------------------------------------------------------------------------------------
+
+class _Call:
+    """A call that has been submitted and not been answered."""
+    __slots__ = ('id', 'future', 'label', 'object', 'queued', 'sent', 'bytes')
+
+    def __init__(self, number, label, size):
+        self.id, self.label, self.bytes = number, label, size
+        self.future = concurrent.futures.Future()
+        self.object = None
+        self.queued, self.sent = time.time(), None
+
+
+class _Room:
+    """Counts the bytes that wait to be sent, and lets submit() wait for room."""
+    def __init__(self, size):
+        self._size, self._used, self._changed = size, 0, threading.Condition()
+
+    def take(self, count):
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + count <= self._size)
+            self._used += count
+
+    def give(self, count):
+        with self._changed:
+            self._used -= count
+            self._changed.notify_all()
+
+
+def _label(args):
+    """A short name for a call in messages: what its arguments are, without their data."""
+    def name(arg):
+        if isinstance(arg, (int, float, str, bytes, tuple, list, dict, type(None))):
+            return reprlib.repr(arg)
+        shape = getattr(arg, 'shape', None)
+        return type(arg).__name__ + ('' if shape is None else str(tuple(shape)))
+    return '({})'.format(', '.join(name(arg) for arg in args[:4]) + (', ...' if len(args) > 4 else ''))
+
+
+class AWSBatchExecutor(concurrent.futures.Executor):
+    """
+    Runs calls in worker containers on AWS Batch.
+
+    It is a ``concurrent.futures.Executor``, so ``with``, ``submit``, ``map``, ``as_completed`` and
+    ``wait`` are those of the standard library. Workers start when it is made, and take minutes to
+    come up when AWS has to start an instance for them first; calls wait for them.
+
+    In a ``with`` statement, an exception (Ctrl-C included) stops the workers at once and cancels
+    what is outstanding; a normal end waits for all calls. SIGTERM and SIGHUP, unless the script
+    handles them itself, end the script in the same orderly way. A script that is killed leaves
+    workers that stop by themselves within LEASE_SECONDS.
+
+    Args:
+        max_workers (int): how many workers, one Batch job each. Default: 1.
+
+    Raises:
+        ValueError: max_workers is not a whole number above zero.
+        AWSBatchException: the stack is not there or AWS cannot be used. Nothing was started.
+    """
+
+    def __init__(self, max_workers=1):
+        if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
+            raise ValueError('The number of workers must be a whole number above zero, not {!r}.'.format(max_workers))
+        if max_workers > 10000:
+            raise ValueError('AWS Batch starts at most 10,000 workers for a run, not {}.'.format(max_workers))
+        if len(STACK_NAME) > STACK_NAME_CHARS:
+            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for the '
+                                    'names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
+        self._report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), max_workers)
+        self._stack = getStackOutputs()
+        if max_workers > int(self._stack['BatchMaxJobs']):
+            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will wait. '
+                        '"scripts/modify.sh --maxjobs %d" raises that.',
+                        max_workers, STACK_NAME, self._stack['BatchMaxJobs'], max_workers)
+        self._max_workers = max_workers
+        self._lock = threading.Lock()
+        self._calls = {}                    # the outstanding calls by id
+        self._ids = itertools.count(1)
+        self._outbox = queue.SimpleQueue()  # (call, function digest, pickled arguments)
+        self._turn = threading.Lock()       # of the thread that sends a request that is not full
+        self._room = _Room(OUTBOX_BYTES)
+        self._spent = []                    # objects of answered calls, to be deleted
+        self._spent_bytes = 0
+        self._store_function = functools.lru_cache(maxsize=8)(self._store_function)
+        self._idle = threading.Condition(self._lock)    # notified when a call or a worker ends
+        self._workers = {}                  # those that are up: index to versions
+        self._done = collections.Counter()  # calls answered, by worker
+        self._broken = self._job = None
+        self._shutdown = self._closing = self._finished = False
+        self._ended = threading.Event()
+        try:
+            with _explained('starting a run'):
+                self._start()
+        except BaseException:
+            self._clean_up(orderly=False)
+            raise
+        atexit.register(self._at_exit)
+        _open_executors.add(self)
+        _exit_on_signals()
+
+    # The public interface ----------------------------------------------------------------------
+
+    def submit(self, fn, /, *args, **kwargs):
+        """
+        Have ``fn(*args, **kwargs)`` computed by a worker.
+
+        `fn` is pickled when it is first submitted, stored once per run and kept by the workers, with
+        whatever it closes over: what changes from call to call belongs into the arguments. Returns at
+        once, unless OUTBOX_BYTES of arguments are still waiting to be sent.
+
+        Returns:
+            concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn`
+            raised, with the worker's traceback as the cause; or AWSBatchException when the call
+            could not be run; or BrokenAWSBatchExecutor when no worker is left.
+
+        Raises:
+            RuntimeError: after shutdown().
+            BrokenAWSBatchExecutor: no worker is left.
+            AWSBatchException: `fn` or an argument cannot be pickled.
+        """
+        self._check_open()
+        with _explained('sending a function to the workers'):
+            try:
+                digest = self._store_function(fn)
+            except TypeError:               # not hashable, so it cannot be remembered
+                digest = self._store_function.__wrapped__(fn)
+        payload = _pickled((args, kwargs), 'The arguments {} of {}'.format(_label(args), _name(fn)))
+        self._room.take(len(payload))
+        with self._lock:
+            try:
+                self._check_open()
+            except Exception:
+                self._room.give(len(payload))
+                raise
+            call = _Call(next(self._ids), _name(fn) + _label(args), len(payload))
+            self._calls[call.id] = call
+        call.future.add_done_callback(functools.partial(self._forget_cancelled, call.id))
+        self._outbox.put((call, digest, payload))
+        return call.future
+
+    def map(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None):
+        """
+        Call `fn` with the elements of the iterables, and give the results in the same order.
+
+        Args:
+            fn: called with as many arguments as there are iterables.
+            timeout (float): seconds from this call until the last result, or TimeoutError.
+            chunksize (int): has no effect; every call travels by itself.
+            buffersize (int): how many calls may be unfinished or not yet taken by the caller. The
+                iterables are read as results are taken, so a raster of any size needs bounded memory.
+                Default: all are submitted at once. As in Python 3.14.
+
+        Returns:
+            An iterator over the results. An exception of a call is raised where its result would be.
+        """
+        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
+            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(buffersize))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        arguments = zip(*iterables)
+        futures = collections.deque(self.submit(fn, *args) for args in itertools.islice(arguments, buffersize))
+
+        def results():
+            try:
+                while futures:
+                    # Nothing here holds a future or a result that has been handed out.
+                    result = [futures[0].result(None if deadline is None else deadline - time.monotonic())]
+                    futures.popleft()
+                    futures.extend(self.submit(fn, *args) for args in itertools.islice(arguments, 1))
+                    yield result.pop()
+            finally:
+                for future in futures:
+                    future.cancel()
+        return results()
+
+    def wait_for_workers(self, count=1, timeout=None):
+        """
+        Wait until `count` workers are up, at most `timeout` seconds.
+
+        Returns:
+            int: how many are up.
+
+        Raises:
+            BrokenAWSBatchExecutor: none will come.
+        """
+        with self._idle:
+            self._idle.wait_for(lambda: len(self._workers) >= count or self._broken or self._closing, timeout)
+            if self._broken:
+                raise BrokenAWSBatchExecutor(self._broken)
+            return len(self._workers)
+
+    def stats(self):
+        """
+        What a progress line shows.
+
+        Returns:
+            dict: 'workers' asked for, 'workers_up' now, calls 'done' and 'outstanding',
+            'blocks_per_worker' (worker index to count) and 'requests', the AWS requests that this
+            script (not its workers) made for the run (int).
+        """
+        with self._lock:
+            return {'workers': self._max_workers, 'workers_up': len(self._workers), 'outstanding': len(self._calls),
+                    'done': sum(self._done.values()), 'blocks_per_worker': dict(self._done),
+                    'requests': sum(self._channel.requests.values())}
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        """
+        End the run: stop its workers, and delete its queues and objects.
+
+        Args:
+            wait (bool): return when all calls are answered and nothing of the run is left. Otherwise
+                return at once, and the same happens in the background.
+            cancel_futures (bool): do not finish outstanding calls but cancel their futures.
+        """
+        with self._lock:
+            self._shutdown = True
+        if cancel_futures:
+            self._cancel_all()
+        if wait:
+            try:
+                self._finish()
+            except BaseException:       # Ctrl-C while waiting: do not wait any longer
+                self._cancel_all()
+                self._finish()
+                raise
+        else:
+            threading.Thread(target=self._finish, daemon=True).start()
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        self.shutdown(wait=True, cancel_futures=exc_type is not None)
+        return False
+
+    # Starting and ending a run -----------------------------------------------------------------
+
+    def _start(self):
+        self.run = '{}-{}'.format(time.strftime('%Y%m%dT%H%M%S', time.gmtime()), secrets.token_hex(4))
+        # A stack name has no underscore, so these names never begin with another stack's.
+        self._name = '{}_{}'.format(STACK_NAME, self.run)
+        self._channel = Channel(self.run, secrets.token_bytes(32), self._stack['BatchBucket'], None, None, REGION)
+        self._batch = make_client('batch', REGION, self._channel.requests)
+        self._renew_lease()
+        for queue_name, visibility in (('in', VISIBILITY_SECONDS), ('out', COLLECT_SECONDS)):
+            url = self._channel.sqs.create_queue(
+                QueueName='{}_{}'.format(self._name, queue_name),
+                Attributes={'VisibilityTimeout': str(visibility), 'SqsManagedSseEnabled': 'true',
+                            'MessageRetentionPeriod': str(RETENTION_SECONDS)},
+                tags={'Project': self._stack.get('BatchTag', 'rios')})['QueueUrl']
+            setattr(self._channel, queue_name + '_queue', url)
+        self._start_workers()
+        loops = [self._send_loop] * SENDERS + [self._collect_loop] * COLLECTORS + [self._watch_loop]
+        for loop in loops:
+            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True).start()
+
+    def _start_workers(self):
+        channel = self._channel
+        environment = {
+            'RIOSBucket': channel.bucket, 'RIOSInQueue': channel.in_queue, 'RIOSOutQueue': channel.out_queue,
+            'RIOSRun': self.run, 'RIOSRunKey': channel.key.hex(), 'RIOSRegion': REGION,
+            'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
+            'RIOSVersions': json.dumps(versions())}
+        array = {'arrayProperties': {'size': self._max_workers}} if self._max_workers > 1 else {}
+        self._job = self._batch.submit_job(
+            jobName=self._name, jobQueue=self._stack['BatchProcessingJobQueueName'],
+            jobDefinition=self._stack['BatchProcessingJobDefinitionName'], containerOverrides={
+                'environment': [{'name': name, 'value': value} for name, value in environment.items()]},
+            **array)['jobId']
+        self._submitted = time.monotonic()
+        self._seen_up = self._seen_ended = self._warned = False
+
+    def _finish(self):
+        """Wait for the outstanding calls, then clean up; the work of shutdown()."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._calls)
+            if self._closing:       # another thread does it
+                self._idle.wait_for(lambda: self._finished)
+                return
+            self._closing = True
+        try:
+            self._clean_up(orderly=self._broken is None and not self._cancelled)
+        except BaseException:
+            self._closing = False   # interrupted by a second Ctrl-C: at exit it is tried again
+            raise
+        with self._idle:
+            self._finished = True
+            self._idle.notify_all()
+        atexit.unregister(self._at_exit)
+        _open_executors.discard(self)
+        _restore_signals()
+        self._report.write(self.run, self._channel.requests)
+        log.info('Run %s ended: %d blocks by %d workers', self.run, sum(self._done.values()), len(self._done))
+
+    _cancelled = False
+
+    def _cancel_all(self):
+        with self._lock:
+            self._cancelled = self._cancelled or bool(self._calls)
+            futures = [call.future for call in self._calls.values()]
+        for future in futures:
+            future.cancel()
+
+    def _clean_up(self, orderly):
+        """
+        Leave nothing of the run on AWS: no job, no queue, no object.
+
+        A step that fails is told and does not keep the others from being done, nor hide an
+        exception that is on its way to the user.
+        """
+        channel = getattr(self, '_channel', None)
+        if channel is None:
+            return
+        if self._job:
+            with self._told('stopping the workers'):
+                if not (orderly and self._stop_workers()):
+                    self._batch.terminate_job(jobId=self._job, reason='The main script has ended the run')
+                    self._await_end(STOP_SECONDS)
+        self._ended.set()
+        for url in filter(None, (channel.in_queue, channel.out_queue)):
+            with self._told('deleting a queue'):
+                channel.sqs.delete_queue(QueueUrl=url)
+        with self._told('deleting the objects of the run'):
+            pages = channel.s3.get_paginator('list_objects_v2').paginate(Bucket=channel.bucket, Prefix=channel.folder)
+            for page in pages:
+                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
+
+    def _stop_workers(self):
+        """Ask the workers to stop; whether all did."""
+        stop = self._channel.seal('worker', {'kind': 'stop'})[0]
+        with self._idle:
+            if len(self._workers) < self._max_workers:
+                return False        # some have not even started
+        for bodies in batches([stop] * self._max_workers, BATCH_ENTRIES):
+            self._channel.send(self._channel.in_queue, bodies)
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._workers, STOP_SECONDS)
+
+    def _await_end(self, seconds):
+        """Wait until the terminated job has ended, so that no worker writes another object."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            jobs = self._batch.describe_jobs(jobs=[self._job])['jobs']
+            if not jobs or jobs[0]['status'] in ('SUCCEEDED', 'FAILED'):
+                return
+            self._ended.wait(0.25)
+
+    @contextlib.contextmanager
+    def _told(self, doing):
+        try:
+            yield
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, AWSBatchException) as error:
+            if error_code(error) not in _NO_QUEUE:
+                log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
+                            explain(error, doing), self.run)
+
+    def _at_exit(self):
+        """The script ends and nobody called shutdown()."""
+        if not self._shutdown:
+            self.shutdown(cancel_futures=True)
+        else:
+            self._finish()
+
+    # Calls out ---------------------------------------------------------------------------------
+
+    def _check_open(self):
+        if self._broken:
+            raise BrokenAWSBatchExecutor(self._broken)
+        if self._shutdown:
+            raise RuntimeError('cannot schedule new futures after shutdown')
+
+    def _store_function(self, fn):
+        """Put a pickled function into the run's folder; its SHA-256."""
+        data = _pickled(fn, 'The function {}'.format(_name(fn)))
+        digest = hashlib.sha256(data).hexdigest()
+        self._channel.s3.put_object(Bucket=self._channel.bucket, Key=self._channel.function_object(digest), Body=data)
+        return digest
+
+    def _send_loop(self):
+        """
+        Send calls as they come. Those that come while a request is under way travel together in the next.
+        """
+        item = None
+        while True:
+            call, body = self._seal_call(*(item or self._outbox.get()))     # this may upload, so not in turn
+            item = None
+            if call is None:
+                continue
+            calls, bodies, size = [call], [body], len(body)
+            many = self._outbox.qsize() >= BATCH_ENTRIES
+            with contextlib.nullcontext() if many else self._turn:
+                while item is None and len(bodies) < BATCH_ENTRIES and size < MESSAGE_BYTES // 2:
+                    try:
+                        item = self._outbox.get_nowait()
+                    except queue.Empty:
+                        break
+                    if len(item[2]) <= INLINE_BYTES:
+                        call, body = self._seal_call(*item)
+                        item = None
+                        if call is not None:
+                            calls.append(call)
+                            bodies.append(body)
+                            size += len(body)
+                self._persist('sending calls to the workers',
+                              lambda: self._channel.send(self._channel.in_queue, bodies))
+            for call in calls:
+                call.sent = time.time()
+
+    def _seal_call(self, call, digest, payload):
+        """Make the message for a call; (None, None) if it was cancelled."""
+        self._room.give(len(payload))
+        if call.id not in self._calls:
+            return None, None
+        # Where there is no more than a call for each worker, workers do not take the next one ahead.
+        header = {'kind': 'call', 'id': call.id, 'fn': digest, 'tries': 0, 'label': call.label,
+                  'scarce': len(self._calls) <= self._max_workers}
+        body, header = self._persist('sending a call to the workers',
+                                     lambda: self._channel.seal('worker', header, payload)) or (None, {})
+        call.object = header.get('object')
+        return (call, body) if body else (None, None)
+
+    def _forget_cancelled(self, number, future):
+        """A future was cancelled by the user: nobody waits for its answer."""
+        if future.cancelled():
+            with self._idle:
+                if self._calls.pop(number, None):
+                    future.set_running_or_notify_cancel()
+                self._idle.notify_all()
+
+    # Answers back ------------------------------------------------------------------------------
+
+    def _collect_loop(self):
+        channel, receipts, most, deleted = self._channel, [], BATCH_ENTRIES, time.monotonic()
+        while not self._ended.is_set():
+            messages = self._persist('receiving results', lambda: channel.receive(
+                channel.out_queue, LONG_POLL_SECONDS, most)) or []
+            for message in messages:
+                header = self._collect(message['Body'])
+                receipts.append(message['ReceiptHandle'])
+                # Large results are taken one by one, so that all collectors have some to download.
+                most = 1 if 'object' in header else BATCH_ENTRIES
+            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > deleted + COLLECT_SECONDS / 4:
+                self._persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
+                receipts, deleted = [], time.monotonic()
+
+    def _collect(self, body):
+        """Handle one message from a worker; its header."""
+        try:
+            header, payload = self._channel.open('main', body)
+        except Refused as refused:
+            log.warning('A message to run %s was refused: %s', self.run, refused)
+            return {}
+        kind, worker = header['kind'], header.get('worker')
+        if kind == 'hello':
+            self._worker_up(worker, header['versions'])
+        elif kind == 'bye':
+            with self._idle:
+                self._workers.pop(worker, None)
+                self._channel.requests.update(header['requests'])
+                self._idle.notify_all()
+        else:
+            self._answer(header, payload)
+        return header
+
+    def _worker_up(self, worker, found):
+        wrong = mismatch(versions(), found)
+        if wrong:
+            self._break(wrong)
+            return
+        with self._idle:
+            self._workers[worker] = found
+            self._seen_up = True
+            self._idle.notify_all()
+        log.info('Worker %s is up, %d of %d', worker, len(self._workers), self._max_workers)
+
+    def _answer(self, header, text):
+        """Settle the future that a result, an error or a given-up call belongs to."""
+        with self._lock:
+            call = self._calls.get(header['id'])
+        if call is None:
+            return                  # answered before by another worker, or cancelled
+        error = result = None
+        try:
+            if header['kind'] == 'lost':
+                error = AWSBatchException(
+                    'The call {} was tried {} times, and each time its worker ended before it had answered, so it '
+                    'is given up. {}'.format(call.label, header['tries'], self._how_workers_ended()))
+            else:
+                data = self._persist('downloading a result', lambda: self._channel.payload(header, text))
+                result = pickle.loads(data)
+                del data
+                if header['kind'] == 'error':
+                    error, remote = result
+                    error.__cause__ = _RemoteTraceback(remote)
+        except Refused as refused:
+            log.warning('The result of %s in run %s was refused: %s', call.label, self.run, refused)
+            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(call.label, refused))
+        except Exception as problem:
+            error = AWSBatchException('The result of {} cannot be unpickled here: {}: {}. What a function returns must '
+                                      'be importable by the main script too.'.format(
+                                          call.label, type(problem).__name__, problem))
+            error.__cause__ = problem
+        with self._idle:
+            if self._calls.pop(call.id, None) is None:
+                return
+            self._done[header.get('worker')] += 1
+            self._report.block(call, header, error)
+            self._idle.notify_all()
+        if call.future.set_running_or_notify_cancel():
+            if error is not None:
+                call.future.set_exception(error)
+            else:
+                call.future.set_result(result)
+        self._discard(call.object, header.get('object'), call.bytes + header.get('bytes', 0))
+
+    def _discard(self, *names):
+        """Delete objects of an answered call, many at a time."""
+        *names, size = names
+        with self._lock:
+            self._spent.extend(filter(None, names))
+            self._spent_bytes += size if any(names) else 0
+            if len(self._spent) < DELETE_OBJECTS and self._spent_bytes < OUTBOX_BYTES:
+                return
+            spent, self._spent, self._spent_bytes = self._spent, [], 0
+        self._persist('deleting objects', lambda: self._delete_objects(spent))
+
+    def _delete_objects(self, names):
+        for some in batches(names, DELETE_OBJECTS):
+            self._channel.s3.delete_objects(Bucket=self._channel.bucket, Delete={
+                'Objects': [{'Key': name} for name in some], 'Quiet': True})
+
+    # Watching ----------------------------------------------------------------------------------
+
+    def _guarded(self, loop):
+        """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
+        try:
+            loop()
+        except BaseException as error:
+            if not self._ended.is_set():
+                log.debug('A thread of run %s failed', self.run, exc_info=True)
+                self._break(str(error) if isinstance(error, AWSBatchException) else repr(error))
+
+    def _persist(self, doing, request):
+        """Make an AWS request, again and again while AWS is away, but no longer than the lease lasts."""
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                return request()
+            except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+                if self._ended.is_set() or self._closing and error_code(error) in _NO_QUEUE:
+                    return None
+                # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
+                new = error_code(error) in _NO_QUEUE and time.monotonic() < self._submitted + 10
+                if not (new or is_temporary(error)) or time.monotonic() > deadline:
+                    raise explain(error, doing) from error
+                log.warning('%s Trying again.', explain(error, doing))
+                self._ended.wait(1)
+
+    def _renew_lease(self):
+        self._channel.s3.put_object(Bucket=self._channel.bucket, Key=self._channel.folder + 'lease', Body=json.dumps(
+            {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS}).encode())
+        self._renewed = time.monotonic()
+
+    def _watch_loop(self):
+        while not self._ended.wait(min(WATCH_SECONDS, LEASE_SECONDS / 4)):
+            if time.monotonic() > self._renewed + LEASE_SECONDS / 4:
+                self._persist('renewing the lease of the run', self._renew_lease)
+            if self._calls and not self._broken and not self._closing:
+                self._persist('looking at the Batch job', self._watch_job)
+
+    def _watch_job(self):
+        """Fail the outstanding calls if no worker will ever come for them."""
+        jobs = self._batch.describe_jobs(jobs=[self._job])['jobs']
+        status = jobs[0]['status'] if jobs else 'FAILED'
+        if status in ('SUCCEEDED', 'FAILED'):
+            # The last answers may still be on their way, so look twice.
+            before, self._seen_ended = self._seen_ended, (status, sum(self._done.values()))
+            if before != self._seen_ended:
+                return
+            if status == 'SUCCEEDED' and self._seen_up:
+                log.info('The workers of run %s had stopped because there was nothing to do; starting them again', self.run)
+                with self._lock:
+                    self._workers.clear()
+                self._start_workers()
+            else:
+                self._break('No worker of run {} is left, with {} calls outstanding. {}'.format(
+                    self.run, len(self._calls), self._how_workers_ended()))
+        elif not self._seen_up and not self._warned and time.monotonic() > self._submitted + RUNNABLE_SECONDS:
+            self._warned = True
+            counts = jobs[0].get('arrayProperties', {}).get('statusSummary') or {status: 1}
+            log.warning('No worker has come up after %d minutes; the jobs are %s. %s', RUNNABLE_SECONDS // 60,
+                        ', '.join('{} {}'.format(count, state) for state, count in counts.items() if count),
+                        RUNNABLE_CAUSES if counts.get('RUNNABLE') else '')
+
+    def _break(self, text):
+        """Fail every outstanding call, and refuse new ones."""
+        with self._idle:
+            self._broken = self._broken or text
+            calls, self._calls = self._calls, {}
+            self._idle.notify_all()
+        for call in calls.values():
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(BrokenAWSBatchExecutor(text))
+
+    def _how_workers_ended(self):
+        """What Batch says of the workers that failed, with the last lines of a log (str)."""
+        try:
+            return self._ask_how_workers_ended()
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            return str(explain(error, 'asking Batch how the workers ended'))
+
+    def _ask_how_workers_ended(self):
+        indices = range(self._max_workers) if self._max_workers > 1 else [None]
+        names = [self._job if index is None else '{}:{}'.format(self._job, index) for index in indices]
+        ends = []
+        for some in batches(names, DESCRIBE_JOBS)[:10]:
+            for job in self._batch.describe_jobs(jobs=some)['jobs']:
+                ends.extend(_attempt_ends(job))
+        if not ends:
+            return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
+        ends.sort(key=lambda end: end['stopped'])
+        sentences = list(dict.fromkeys(end['sentence'] for end in ends[-5:]))
+        logged = [end for end in ends if end['stream']]
+        if logged:
+            sentences.append(self._log_tail(logged[-1]['group'], logged[-1]['stream']))
+        return ' '.join(sentences)
+
+    def _log_tail(self, group, stream):
+        more = 'All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name {}'.format(
+            REGION, group, stream)
+        try:
+            events = make_client('logs', REGION).get_log_events(
+                logGroupName=group, logStreamName=stream, limit=20, startFromHead=False)['events']
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            return '(Its log cannot be read: {}) {}'.format(error, more)
+        return 'The end of its log:\n{}\n{}'.format('\n'.join('    ' + event['message'] for event in events), more)
+
+
+def _attempt_ends(job):
+    """How the attempts of a Batch job that failed have ended, in sentences."""
+    index = job.get('arrayProperties', {}).get('index', 0)
+    definition = job.get('container', {})
+    group = definition.get('logConfiguration', {}).get('options', {}).get('awslogs-group', '/aws/batch/job')
+    attempts = [(attempt.get('container', {}), attempt.get('statusReason'), attempt.get('stoppedAt', 0))
+                for attempt in job.get('attempts', [])]
+    if job['status'] == 'FAILED' and not attempts:
+        attempts = [(definition, job.get('statusReason'), job.get('stoppedAt', 0))]
+    for container, status_reason, stopped in attempts:
+        code, reason = container.get('exitCode'), container.get('reason')
+        if code == 0:
+            continue
+        said = '; '.join(filter(None, (status_reason, reason)))
+        yield {'stopped': stopped, 'group': group, 'stream': container.get('logStreamName'),
+               'sentence': 'Worker {} ended{}{}.{}'.format(
+                   index, '' if code is None else ' with exit code {}'.format(code),
+                   ': ' + said.rstrip('.') if said else '', _advice(code, said))}
+
+
+def _advice(code, reason):
+    """What to do about a container that ended like this."""
+    if 'OutOfMemory' in reason:
+        return ' It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh --mem".'
+    if 'CannotPullContainer' in reason:
+        return ' The image is not in the repository: "scripts/build.sh" builds and pushes it.'
+    if 'Host EC2' in reason:
+        return ' Its instance was taken away, as happens to Spot instances.'
+    if code == 137:
+        return ' It was killed, most often because it needed more memory than its job has: "scripts/modify.sh --mem".'
+    if code in (134, 139):
+        return ' It crashed in compiled code.'
+    return ''
+
+
+def _name(fn):
+    return getattr(fn, '__name__', None) or getattr(getattr(fn, 'func', None), '__name__', None) or type(fn).__name__
+
+
+def _pickled(thing, what):
+    try:
+        return dumps(thing)
+    except Exception as error:
+        raise AWSBatchException('{} cannot be pickled, so it cannot travel to a worker: {}: {}. Open files, GDAL datasets, '
+                                'locks and connections must be made inside the function.'.format(
+                                    what, type(error).__name__, error)) from error
+
+
+# A script that is asked to end (kill, a closed terminal) ends in an orderly way, so that shutdown()
+# and what is registered with atexit run. A handler of the script's own is left alone.
+_open_executors = weakref.WeakSet()
+_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+
+def _raise_exit(number, frame):
+    sys.exit(128 + number)
+
+
+def _exit_on_signals():
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _raise_exit)
+
+
+def _restore_signals():
+    if not _open_executors and threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is _raise_exit:
+                signal.signal(number, signal.SIG_DFL)
+
+
+class _Report:
+    """
+    The records of a run, for scripts/timeline.py: see "A report" in the README.
+
+    Args:
+        folder (str): where run.json is written; None for no report.
+        workers (int): how many were asked for.
+    """
+    def __init__(self, folder, workers):
+        self.folder, self.workers, self.started = folder, workers, time.time()
+        self.blocks = []
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+
+    def block(self, call, header, error):
+        if self.folder:
+            times = {name: header.get(name) for name in ('received', 'downloaded', 'started', 'computed', 'uploaded')}
+            self.blocks.append(dict(
+                times, id=call.id, label=call.label, worker=header.get('worker'), queued=call.queued, sent=call.sent,
+                collected=time.time(), tries=header.get('tries'), bytes_in=call.bytes, bytes_out=header.get('bytes'),
+                error=None if error is None else '{}: {}'.format(type(error).__name__, error)))
+
+    def here(self, label, started):
+        """A block that the main script computed itself."""
+        if self.folder:
+            now = time.time()
+            self.blocks.append({'id': None, 'label': label, 'worker': 'main', 'queued': started, 'started': started,
+                                'computed': now, 'collected': now, 'tries': 1, 'error': None})
+
+    def write(self, run, requests):
+        if not self.folder:
+            return
+        name = os.path.join(self.folder, 'run.json')
+        if os.path.exists(name):        # of an earlier run, which is kept
+            with open(name) as earlier:
+                os.replace(name, os.path.join(self.folder, 'run-{}.json'.format(json.load(earlier)['run']['id'])))
+        with open(name, 'w') as report:
+            json.dump({'run': {'id': run, 'stack': STACK_NAME, 'region': REGION, 'workers': self.workers,
+                               'started': self.started, 'ended': time.time(), 'requests': dict(requests)},
+                       'blocks': self.blocks}, report, indent=1)
+
+
+# ---------------------------------------------------------------------------------------------
+# RIOS 1.4: a job manager
+# ---------------------------------------------------------------------------------------------
+
+def _import_rios(module, name):
+    """A class of the installed RIOS; None if there is no RIOS, or it has no such class."""
+    if 'RIOSRun' in os.environ:
+        return None         # in a worker, which starts faster without RIOS until a block asks for it
+    with contextlib.suppress(ImportError, AttributeError):
+        return getattr(importlib.import_module(module), name)
+    return None
+
+
+class _StandInJobManager:
+    """What RIOS 1.4's JobManager does, for where there is no RIOS 1.4."""
+    jobMgrType = None
+
+    def __init__(self, numSubJobs):
+        self.numSubJobs = numSubJobs
+        self.tempdir = '.'
+
+    def setTempdir(self, tempdir):
+        self.tempdir = tempdir
+
+    def runSubJobs(self, function, fnInputs):
+        jobIDlist = self.startAllJobs(function, fnInputs)
+        self.waitOnJobs(jobIDlist)
+        return self.gatherAllOutputs(jobIDlist)
+
+    def startAllJobs(self, function, jobInputs):
+        return [None] + [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
+
+    def __str__(self):
+        return 'jobMgrType={}, numSubJobs={}'.format(self.jobMgrType, self.numSubJobs)
+
+
+# RIOS takes the class that was defined last, so its own retired ones of the same name come first.
+_import_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
+_JobManager = _import_rios('rios.parallel.jobmanager', 'JobManager') or _StandInJobManager
+
+_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
+
+
+def _run_job(userFunction, jobInfo):
+    """One block of RIOS 1.4, wherever it is computed."""
+    params = jobInfo.getFunctionParams()
+    userFunction(*params)
+    return jobInfo.getFunctionResult(params)
+
+
+class _Job:
+    """A block that startOneJob() has sent: what RIOS calls a jobID."""
+    def __init__(self, future, jobInfo):
+        self.future, self.jobInfo = future, jobInfo
+        self.outputs = None
+
+
+class _JobFunction:
+    """RIOS 1.4's user function, as workers call it; `block` is there to name the block in messages."""
+    def __init__(self, userFunction):
+        self.userFunction = userFunction
+        self.__name__ = _name(userFunction)
+
+    def __call__(self, block, jobInfo):
+        return _run_job(self.userFunction, jobInfo)
+
+
+class AWSBatchJobManager(_JobManager):
+    """
+    Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
+
+    The first block of a round is computed in the main script, and the others by numSubJobs - 1
+    workers. While no worker is up yet, the main script computes the others as well.
+
+    Args:
+        numSubJobs (int): how many blocks are computed at a time, from controls.setNumThreads().
+
+    Raises:
+        ValueError: numSubJobs is not a whole number above zero.
+        AWSBatchException: as for :class:`AWSBatchExecutor`.
+    """
+    jobMgrType = 'AWSBatch'
+
+    def __init__(self, numSubJobs):
+        if isinstance(numSubJobs, bool) or not isinstance(numSubJobs, int) or numSubJobs < 1:
+            raise ValueError('setNumThreads() needs a whole number above zero, not {!r}.'.format(numSubJobs))
+        super().__init__(numSubJobs)
+        self.executor = None
+        self._function = None
+        if numSubJobs > 1:
+            self.executor = AWSBatchExecutor(numSubJobs - 1)
+            # RIOS calls finalise() only when all went well.
+            weakref.finalize(self, self.executor.shutdown, cancel_futures=True)
+
+    def startAllJobs(self, function, jobInputs):
+        """
+        Send all blocks of a round but the first to the workers, and compute the first here.
+
+        Args:
+            function: the user function.
+            jobInputs (list): a RIOS JobInfo for each block.
+
+        Returns:
+            list: the outputs of the first block, then a job for each other block.
+        """
+        with self._ended_on_error():
+            jobs = [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
+            return [self._compute_here(function, jobInputs[0])] + jobs
+
+    def startOneJob(self, userFunc, jobInfo):
+        """Send one block to the workers; a job for waitOnJobs() and gatherAllOutputs()."""
+        jobInfo = jobInfo.prepareForPickling()
+        if self._function is None or self._function.userFunction is not userFunc:
+            self._function = _JobFunction(userFunc)
+        return _Job(self.executor.submit(self._function, self._block(jobInfo), jobInfo), jobInfo)
+
+    def waitOnJobs(self, jobIDlist):
+        """Compute blocks here as long as no worker is up; gatherAllOutputs() waits for the others."""
+        with self._ended_on_error():
+            for job in reversed(jobIDlist[1:]):
+                if self.executor.stats()['workers_up']:
+                    break
+                if not job.future.done():
+                    outputs = self._compute_here(self._function.userFunction, job.jobInfo)
+                    if job.future.cancel():     # else a worker was as fast
+                        job.outputs = outputs
+
+    def gatherAllOutputs(self, jobIDlist):
+        """
+        Wait for the blocks of a round.
+
+        Returns:
+            list: the outputs of each block, in the order of the list.
+
+        Raises:
+            What the user function raised, with the worker's traceback as the cause; or
+            AWSBatchException as in :meth:`AWSBatchExecutor.submit`.
+        """
+        with self._ended_on_error():
+            return jobIDlist[:1] + [job.future.result() if job.outputs is None else job.outputs
+                                    for job in jobIDlist[1:]]
+
+    def finalise(self):
+        """End the run, when RIOS has processed all blocks."""
+        if self.executor is not None:
+            self.executor.shutdown()
+
+    @contextlib.contextmanager
+    def _ended_on_error(self):
+        try:
+            yield
+        except BaseException:
+            if self.executor is not None:
+                self.executor.shutdown(cancel_futures=True)
+            raise
+
+    def _compute_here(self, userFunction, jobInfo):
+        started = time.time()
+        outputs = _run_job(userFunction, jobInfo)
+        if self.executor is not None:
+            self.executor._report.here(str(self._block(jobInfo)), started)
+        return outputs
+
+    @staticmethod
+    def _block(jobInfo):
+        info = getattr(jobInfo, 'info', None)
+        return 'block {}, {}'.format(getattr(info, 'xblock', '?'), getattr(info, 'yblock', '?'))
+
+
+# ---------------------------------------------------------------------------------------------
+# RIOS 2: a compute-worker manager
+# ---------------------------------------------------------------------------------------------
+
+_ComputeWorkerManager = _import_rios('rios.computemanager', 'ComputeWorkerManager') or object
+
+# GDAL's names for files that a worker can read as well as the main script can.
+_REMOTE = ('/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://')
+
+
+class _Rios2:
+    """The parts of RIOS 2 that are used here, found when they are first needed."""
+    def __init__(self):
+        try:
+            for module, names in (
+                    ('rios.structures', 'ApplierBlockDefn BlockAssociations BlockBuffer RasterizationMgr '
+                                        'TempfileManager Timers WorkerErrorRecord ConcurrencyStyle'),
+                    ('rios.imagereader', 'ReadWorkerMgr readBlockOneFile'),
+                    ('rios.readerinfo', 'makeReaderInfo'),
+                    ('rios.rioserrors', 'TimeoutError')):
+                for name in names.split():
+                    setattr(self, name, getattr(importlib.import_module(module), name))
+        except AttributeError as error:
+            raise _rios_has_changed(error) from error
+
+
+def _rios_has_changed(detail):
+    import rios
+    return AWSBatchException(
+        'RIOS {} has changed what rios_awsbatch {} builds on ({}). Look for a newer rios_awsbatch, or use RIOS '
+        '2.0.9.'.format(getattr(rios, '__version__', 'of this version'), __version__, detail))
+
+
+class _BlockFunction:
+    """
+    Computes one block of RIOS 2 in a worker, which keeps this object, and so its open files, for the run.
+
+    What is the same for all blocks is in here; `inputs` is None when the worker reads the block.
+    """
+    def __init__(self, userFunction, infiles, otherArgs, controls, workinggrid, allInfo):
+        self.__name__ = _name(userFunction)
+        self.userFunction, self.infiles, self.workinggrid, self.allInfo = userFunction, infiles, workinggrid, allInfo
+        self.controls = copy.copy(controls)
+        self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
+        self.otherArgs = dumps(otherArgs)
+        self.reader = None
+
+    def __call__(self, block, inputs):
+        rios = _Rios2()
+        blockDefn = rios.ApplierBlockDefn(*block)
+        timings = rios.Timers()
+        if inputs is None:
+            self.reader = self.reader or _Reader(rios, self)
+            with timings.interval('reading'):
+                inputs = self.reader.read(blockDefn)
+        info = rios.makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
+        outputs = rios.BlockAssociations()
+        otherArgs = pickle.loads(self.otherArgs)
+        with timings.interval('userfunction'):
+            self.userFunction(info, inputs, outputs, *([] if otherArgs is None else [otherArgs]))
+        changed = dumps(otherArgs)
+        return outputs, timings, None if changed == self.otherArgs else changed
+
+
+class _Reader:
+    """Reads blocks in a worker, the files of one block in parallel if numReadWorkers asks for it."""
+    def __init__(self, rios, function):
+        self.rios, self.function = rios, function
+        self.tmpfileMgr = rios.TempfileManager(None)
+        self.rasterizeMgr = rios.RasterizationMgr()
+        self.threads = concurrent.futures.ThreadPoolExecutor(max(1, function.controls.concurrency.numReadWorkers))
+        self.opened = threading.local()         # GDAL objects must not be shared by threads
+
+    def read(self, blockDefn):
+        inputs = self.rios.BlockAssociations(self.function.infiles)
+        files = list(self.function.infiles)
+        arrays = self.threads.map(functools.partial(self._read_one, blockDefn), files)
+        for (symbolicName, number, _), array in zip(files, arrays):
+            inputs[symbolicName, number] = array
+        return inputs
+
+    def _read_one(self, blockDefn, file):
+        from osgeo import gdal
+        gdal.UseExceptions()
+        cache = self.opened.__dict__.setdefault('cache', {})
+        function = self.function
+        return self.rios.readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr,
+                                          self.rasterizeMgr, function.workinggrid, function.allInfo)
+
+
+class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
+    """
+    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'.
+
+    Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that
+    the user function changed is in otherArgsList of what applier.apply() returns.
+
+    computeWorkersRead=True has the workers read their blocks from the input files, which they must be
+    able to reach; False has the main script read them. By default the workers read when all input files
+    are on S3 or the web (/vsis3/, /vsicurl/ ...), and the main script otherwise.
+    """
+    computeWorkerKind = 'CW_AWSBATCH'
+    computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
+
+    def __init__(self):
+        self.executor = self.reader = None
+        self.outObjList = []
+        self.threads = []
+        self.stopped = threading.Event()
+
+    def startWorkers(self, numWorkers=None, **given):
+        """
+        Start the workers and the feeding of blocks; return when the first worker is up.
+
+        Args:
+            numWorkers (int): how many Batch jobs.
+            given: userFunction, infiles, otherArgs, controls, blockList, inBlockBuffer, outBlockBuffer,
+                workinggrid, allInfo, tmpfileMgr and exceptionQue, as RIOS 2 gives them.
+
+        Raises:
+            AWSBatchException: as for :class:`AWSBatchExecutor`; or no worker was up within
+                computeBarrierTimeout; or this RIOS is not one that we know.
+        """
+        try:
+            (userFunction, infiles, otherArgs, controls, blockList, self.inBlockBuffer, self.outBlockBuffer, workinggrid,
+             allInfo, tmpfileMgr, self.exceptionQue) = (given[name] for name in (
+                 'userFunction', 'infiles', 'otherArgs', 'controls', 'blockList', 'inBlockBuffer', 'outBlockBuffer',
+                 'workinggrid', 'allInfo', 'tmpfileMgr', 'exceptionQue'))
+        except KeyError as error:
+            raise _rios_has_changed('startWorkers() without {}'.format(error)) from error
+        self.rios = _Rios2()
+        self.timings = self.rios.Timers()
+        concurrency = controls.concurrency
+        function = _BlockFunction(userFunction, infiles, otherArgs, controls, workinggrid, allInfo)
+        self.executor = AWSBatchExecutor(numWorkers)
+        if concurrency.computeWorkersRead == 'auto' and not all(
+                any(mark in filename for mark in _REMOTE) for _, _, filename in infiles):
+            self._read_here(infiles, allInfo, controls, tmpfileMgr, workinggrid, blockList)
+        self._lift_timeouts(concurrency)
+        self.room = threading.Semaphore(4 * numWorkers)     # blocks that are on their way
+        self.answers = queue.SimpleQueue()
+        self.pending = len(blockList)
+        for loop in (functools.partial(self._feed, function, blockList), self._deliver):
+            self.threads.append(threading.Thread(target=loop, name='rios_awsbatch', daemon=True))
+            self.threads[-1].start()
+        try:
+            up = self.executor.wait_for_workers(1, concurrency.computeBarrierTimeout)
+        except BrokenAWSBatchExecutor:
+            raise AWSBatchException(self.executor._broken) from None
+        if not up:
+            raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
+                concurrency.computeBarrierTimeout, RUNNABLE_CAUSES))
+
+    def _read_here(self, infiles, allInfo, controls, tmpfileMgr, workinggrid, blockList):
+        """Have RIOS read the blocks in the main script, as it does for computeWorkersRead=False."""
+        controls = copy.copy(controls)
+        controls.concurrency = copy.copy(controls.concurrency)
+        controls.concurrency.numReadWorkers = readers = max(1, controls.concurrency.numReadWorkers)
+        self.inBlockBuffer = self.rios.BlockBuffer(infiles, readers, None, None, 'read')
+        self.reader = self.rios.ReadWorkerMgr()
+        self.reader.startReadWorkers(blockList, infiles, allInfo, controls, tmpfileMgr, self.rios.RasterizationMgr(),
+                                     workinggrid, self.inBlockBuffer, self.timings, self.exceptionQue)
+
+    def _lift_timeouts(self, concurrency):
+        """
+        RIOS's buffers give up on workers that are silent for some seconds, so as never to wait for ever for
+        one that has died. The executor sees to that, and instances of AWS take minutes to start.
+        """
+        if concurrency.computeBufferPopTimeout == self.rios.ConcurrencyStyle().computeBufferPopTimeout:
+            self.outBlockBuffer.popTimeout = None       # else the user's own
+        if self.inBlockBuffer is not None:
+            self.inBlockBuffer.insertTimeout = None
+            self.inBlockBuffer.popTimeout = 1           # _next_block() looks for errors this often
+
+    def _feed(self, function, blockList):
+        """Thread: send a call for each block, no more than there is room for."""
+        try:
+            for blockDefn in blockList:
+                inputs = None
+                while not self.room.acquire(timeout=1):
+                    if self.stopped.is_set():
+                        return
+                if self.inBlockBuffer is not None:
+                    blockDefn, inputs = self._next_block()
+                if self.stopped.is_set():
+                    return
+                block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
+                future = self.executor.submit(function, block, inputs)
+                future.add_done_callback(lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+        except Exception as error:
+            failed = concurrent.futures.Future()
+            failed.set_exception(error)
+            self.answers.put((blockList[0], failed))
+
+    def _next_block(self):
+        """Wait for a block from the readers (blockDefn, inputs)."""
+        while not self.stopped.is_set():
+            with contextlib.suppress(self.rios.TimeoutError), self.timings.interval('pop_readbuffer'):
+                return self.inBlockBuffer.popNextBlock()
+            if self.exceptionQue.qsize():
+                raise AWSBatchException('A block could not be read; the preceding error says why.')
+        return None, None
+
+    def _deliver(self):
+        """Thread: give results to RIOS as they come, until all are there or one is an exception."""
+        while self.pending and not self.stopped.is_set():
+            blockDefn, future = self.answers.get()
+            self.pending -= 1
+            if self.stopped.is_set() or future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                outputs, timings, changed = future.result()
+                self.timings.merge(timings)
+                if changed is not None:
+                    self.outObjList.append(pickle.loads(changed))
+            else:
+                self.stopped.set()
+                self.exceptionQue.put(self.rios.WorkerErrorRecord(error, 'compute'))
+                outputs = self.rios.BlockAssociations()     # RIOS looks for exceptions after each block
+            with self.timings.interval('insert_computebuffer'):
+                self._insert(blockDefn, outputs)
+            self.room.release()
+
+    def _insert(self, blockDefn, outputs):
+        while True:
+            try:
+                return self.outBlockBuffer.insertCompleteBlock(blockDefn, outputs)
+            except self.rios.TimeoutError:      # the main script is still writing
+                if self.stopped.wait(0.1):
+                    return
+
+    def shutdown(self):
+        """End the run. RIOS calls this after the last block, and after any error."""
+        self.stopped.set()
+        if self.executor is None:
+            return
+        self.executor.shutdown(cancel_futures=True)
+        if self.threads:
+            self.answers.put((None, concurrent.futures.Future()))
+        drains = [buffer for buffer in (self.outBlockBuffer, self.inBlockBuffer) if buffer is not None]
+        threading.Thread(target=self._drain, args=(drains,), daemon=True).start()
+        for thread in self.threads:
+            thread.join()
+        if self.reader is not None:
+            self.reader.shutdown()
+        self.outObjList.append(self.timings)
+
+    def _drain(self, buffers):
+        """Thread: take what is left in RIOS's buffers, so that no thread waits for room in them."""
+        for buffer in buffers:
+            buffer.popTimeout = 1
+            with contextlib.suppress(self.rios.TimeoutError):
+                while True:
+                    buffer.popNextBlock()

@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# Builds the image that the workers run in and pushes it to the stack's repository.
+#
+#   scripts/build.sh [OPTION...] [FILE...]
+#       the worker image. Each FILE is a module (or a folder) of yours that the workers must be able to import.
+#   scripts/build.sh --main SCRIPT [OPTION...] [FILE...]
+#       the main image: your main script on top of the worker image, for scripts/submit.sh. Each FILE is a module, a
+#       folder or a data file that the script finds beside itself. Build the worker image first.
+#
+#   --platform NAME    linux/arm64 for a stack with Graviton machines (on another kind of machine, Docker needs
+#                      QEMU for it)
+#   --no-push          leave the image on this computer, as rios_awsbatch or rios_awsbatch_main; needs no AWS
+#   --stackname NAME   the stack (RIOS_AWSBATCH_STACK, or RIOS)
+#   --region NAME      its region (RIOS_AWSBATCH_REGION, or ap-southeast-2)
+#   --help             this text
+#
+# From the environment:
+#   EXTRA_PACKAGES   Debian or Ubuntu packages to add, separated by spaces: 'python3-skimage python3-scipy'
+#   PIP_PACKAGES     packages of the Python Package Index to add: 'pystac-client odc-stac>=0.3'
+#   RIOS_VERSION     X.Y.Z for that release of RIOS, or 'none'. Unset, the image gets a copy of the RIOS that
+#                    your python3 imports (PYTHON names another), or none where there is none
+#   BASE_IMAGE       an image with apt-get to start from, instead of ubuntu:24.04
+#   DOCKER           the command that builds: docker, podman, buildah, 'sudo docker'
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+BASE_IMAGE=${BASE_IMAGE:-ubuntu:24.04}
+PYTHON=${PYTHON:-python3}
+read -r -a ENGINE <<<"${DOCKER:-docker}"
+# Without this, Docker's builder adds a record of the build that ECR shows as a second image, without a tag.
+export BUILDX_NO_DEFAULT_ATTESTATIONS=1
+
+MAIN='' PLATFORM='' PUSH=yes FILES=()
+
+read_options() {
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --main) need_value "$@"; MAIN=$2; shift ;;
+            --platform) need_value "$@"; PLATFORM=$2; shift ;;
+            --no-push) PUSH='' ;;
+            --stackname) need_value "$@"; STACK=$2; shift ;;
+            --region) need_value "$@"; REGION=$2; shift ;;
+            --help | -h) usage; exit 0 ;;
+            -*) unknown_option "$1" ;;
+            *) FILES+=("$1") ;;
+        esac
+        shift
+    done
+}
+
+# ------------------------------------------------------------------------------- checks, before anything is built
+
+check_files() {
+    local file name
+    if [[ -n $MAIN ]]; then
+        [[ -f $MAIN ]] || die "there is no main script '$MAIN'."
+        [[ $(basename "$MAIN") =~ ^[A-Za-z0-9._-]+$ ]] ||
+            die "rename '$MAIN': the name of a main script may hold letters, digits, dots, hyphens and underscores."
+    fi
+    for file in ${FILES[@]+"${FILES[@]}"}; do
+        [[ -e $file ]] || die "there is no file '$file'."
+        name=$(basename "$file")
+        [[ -n $MAIN || ($name != worker.py && $name != rios_awsbatch.py) ]] ||
+            die "the image holds a $name already. Give '$file' another name."
+    done
+}
+
+check_engine() {
+    local error
+    type -P "${ENGINE[0]}" >/dev/null ||
+        die "'${ENGINE[0]}' is not installed. Install Docker (https://docs.docker.com/engine/install/), or podman or buildah and say which: DOCKER=podman $0 ..."
+    error=$("${ENGINE[@]}" info 2>&1 >/dev/null) || case $error in
+        *'permission denied'*)
+            die "you may not use '${ENGINE[*]}' on this computer. Use DOCKER='sudo docker', or have yourself added to the group 'docker' and log in again." ;;
+        *'Docker daemon'* | *'docker daemon'*)
+            die "Docker is installed but not running. Start it (Docker Desktop, or 'sudo systemctl start docker') and repeat the command." ;;
+        *)
+            die "'${ENGINE[*]} info' fails, so it cannot build: $(tail -n 1 <<<"$error")" ;;
+    esac
+}
+
+# check_worker_image IMAGE: the main image stands on it, so it must be on this computer or in its repository.
+check_worker_image() {
+    local repository=${1#*/}
+    "${ENGINE[@]}" inspect --type image "$1" >/dev/null 2>&1 && return
+    if [[ -n $PUSH ]]; then
+        aws_command ecr describe-images --repository-name "${repository%:*}" --image-ids "imageTag=${repository##*:}" \
+            >/dev/null 2>&1 && return
+    fi
+    die "there is no worker image $1 yet. Build it first, with the same options but without --main."
+}
+
+# ------------------------------------------------------------------------------------------------- the repository
+
+# repository_image OUTPUT: the image in the repository that this output of the stack names, as the stack's job
+# definitions call it.
+repository_image() {
+    local name uri
+    name=$(stack_output "$1") || exit 1
+    uri=$(aws ecr describe-repositories --repository-names "$name" --query 'repositories[0].repositoryUri') || exit 1
+    printf '%s:latest\n' "$uri"
+}
+
+log_in() {
+    local registry=${1%%/*} password
+    password=$(aws ecr get-login-password) || exit 1
+    say "Logging in to $registry"
+    "${ENGINE[@]}" login --username AWS --password-stdin "$registry" <<<"$password" >/dev/null ||
+        die "'${ENGINE[*]}' could not log in to $registry."
+}
+
+push() {
+    say "Pushing $1"
+    "${ENGINE[@]}" push "$1" ||
+        die "could not push $1. The image is on this computer; repeat the command to try again."
+}
+
+# ------------------------------------------------------------------------------------------------------ the images
+
+# build IMAGE DOCKERFILE FOLDER [OPTION...]: FOLDER holds what the image gets.
+build() {
+    local image=$1 dockerfile=$2 folder=$3
+    shift 3
+    # The image's user is not the one who owns the files here.
+    chmod -R u+w,a+rX "$folder"
+    find "$folder" -name __pycache__ -prune -exec rm -rf {} +
+    "${ENGINE[@]}" build ${PLATFORM:+--platform "$PLATFORM"} --tag "$image" --file "$dockerfile" "$@" "$folder" ||
+        die "the image could not be built; the reason is above. A package that cannot be had is one of EXTRA_PACKAGES='${EXTRA_PACKAGES:-}' (apt), PIP_PACKAGES='${PIP_PACKAGES:-}' (pip; numpy, GDAL and boto3 stay as the distribution has them) or RIOS_VERSION='${RIOS_VERSION:-}'."
+}
+
+# add_rios FOLDER: the user's own RIOS. A copy, since the objects that travel between the main script and its workers
+# must meet the very same code, be it a release, a checkout or a conda package. RIOS is Python alone, so it can be.
+add_rios() {
+    local found
+    if [[ -n ${RIOS_VERSION:-} ]]; then
+        say "RIOS in the image: ${RIOS_VERSION}"
+    elif found=$("$PYTHON" -c 'import os, rios; print(os.path.dirname(rios.__file__), rios.__version__, sep="\t")' 2>/dev/null); then
+        cp -RL "${found%$'\t'*}" "$1/rios"
+        say "RIOS in the image: ${found#*$'\t'}, a copy of ${found%$'\t'*}"
+    else
+        say "RIOS in the image: none, since '$PYTHON' does not import it. RIOS_VERSION=X.Y.Z adds that release."
+    fi
+}
+
+build_worker() {
+    local image=$1 version release=${RIOS_VERSION:-none}
+    version=$(sed -n "s/^__version__ = ['\"]\(.*\)['\"].*/\1/p" "$ROOT/rios_awsbatch.py")
+    cp "$ROOT/rios_awsbatch.py" "$ROOT/worker.py" "$WORK/files"
+    add_rios "$WORK/files"
+    say "Building $image"
+    build "$image" "$ROOT/Dockerfile" "$WORK/files" \
+        --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "VERSION=$version" \
+        --build-arg "EXTRA_PACKAGES=${EXTRA_PACKAGES:-}" --build-arg "PIP_PACKAGES=${PIP_PACKAGES:-}" \
+        --build-arg "RIOS_VERSION=${release#none}"
+}
+
+build_main() {
+    local image=$1 worker=$2
+    cp -L "$MAIN" "$WORK/files"
+    # Not in the Dockerfile: an entry point cannot hold a build argument, and the script keeps its own name.
+    printf 'FROM %s\nCOPY . /opt/main/\nENTRYPOINT ["python3", "/opt/main/%s"]\n' "$worker" "$(basename "$MAIN")" \
+        >"$WORK/Dockerfile"
+    say "Building $image from $worker"
+    build "$image" "$WORK/Dockerfile" "$WORK/files"
+}
+
+# --------------------------------------------------------------------------------- Python here and in the image
+
+# image_python IMAGE: its Python as 3.12; nothing where that cannot be told.
+image_python() {
+    local ask='import sys; print("%d.%d" % sys.version_info[:2])' container
+    if [[ ${DOCKER:-} == *buildah ]]; then
+        container=$("${ENGINE[@]}" from "$1")
+        "${ENGINE[@]}" run "$container" python3 -c "$ask" || true
+        "${ENGINE[@]}" rm "$container" >/dev/null
+    else
+        "${ENGINE[@]}" run --rm --network none --entrypoint python3 "$1" -c "$ask" || true
+    fi 2>/dev/null
+}
+
+# Functions travel as byte code, which one Python 3.x cannot run for another.
+compare_python() {
+    local there here base
+    there=$(image_python "$1")
+    here=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 0
+    if [[ $there =~ ^3\.[0-9]+$ && $there != "$here" ]]; then
+        case $here in
+            3.10) base=ubuntu:22.04 ;;
+            3.11) base=debian:12 ;;
+            3.12) base=ubuntu:24.04 ;;
+            3.13) base=debian:13 ;;
+            *) base='an image whose python3 is that' ;;
+        esac
+        warn "the image has Python $there, but '$PYTHON' here is Python $here: a main script run here cannot use these workers. Either build an image with Python $here (BASE_IMAGE=$base), or run the main script as a job too (scripts/build.sh --main, then scripts/submit.sh)."
+    fi
+}
+
+# ---------------------------------------------------------------------------------------------------------------
+
+read_options "$@"
+check_files
+check_engine
+[[ -z $PUSH ]] || require_stack
+
+WORKER_IMAGE=rios_awsbatch:latest IMAGE=rios_awsbatch${MAIN:+_main}:latest
+if [[ -n $PUSH ]]; then
+    WORKER_IMAGE=$(repository_image BatchECR)
+    IMAGE=$WORKER_IMAGE
+    [[ -z $MAIN ]] || IMAGE=$(repository_image BatchECRMain)
+    log_in "$IMAGE"
+fi
+[[ -z $MAIN ]] || check_worker_image "$WORKER_IMAGE"
+
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+mkdir "$WORK/files"
+for file in ${FILES[@]+"${FILES[@]}"}; do
+    cp -RL "${file%/}" "$WORK/files"
+done
+if [[ -n $MAIN ]]; then
+    build_main "$IMAGE" "$WORKER_IMAGE"
+else
+    build_worker "$IMAGE"
+fi
+[[ -z $PUSH ]] || push "$IMAGE"
+[[ -n $MAIN ]] || compare_python "$IMAGE"
+say "Done: $IMAGE"

@@ -1,0 +1,384 @@
+# shellcheck shell=bash
+# What the scripts in this folder share. Not run by itself: each script says `source .../common.sh`.
+#
+#   settings      STACK and REGION, from the environment; an option of the script may change them
+#   messages      usage, say, warn, die
+#   AWS           aws (the command line in REGION, its errors as one sentence)
+#   the stack     describe_stack, require_ours, require_stack, stack_output, wait_for_stack
+#   runs          run_queues
+#   parameters    of batch.yaml, for create.sh and modify.sh
+
+STACK=${RIOS_AWSBATCH_STACK:-RIOS}
+REGION=${RIOS_AWSBATCH_REGION:-${AWS_REGION:-${AWS_DEFAULT_REGION:-ap-southeast-2}}}
+# shellcheck disable=SC2034  # used by the scripts
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PATH=$PATH:$ROOT/.venv/bin
+export AWS_PAGER='' AWS_DEFAULT_OUTPUT=text
+
+# The description of batch.yaml starts with this: it tells our stacks from any other, in whatever state they are.
+STACK_MARK='rios_awsbatch:'
+
+# ---------------------------------------------------------------------------------------------- messages
+
+# The script's header comment, which is its help.
+usage() {
+    awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"
+}
+
+say() {
+    printf '%s\n' "$*"
+}
+
+warn() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+}
+
+die() {
+    warn "$*"
+    exit 1
+}
+
+# need_value OPTION [VALUE...]: for option loops; refuses an option whose value is missing.
+need_value() {
+    [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value. See $(basename "$0") --help."
+}
+
+unknown_option() {
+    die "do not understand '$1'. See $(basename "$0") --help."
+}
+
+# ---------------------------------------------------------------------------------------------- settings
+
+# Refuses a stack or region name that AWS would refuse, before AWS is asked anything.
+check_settings() {
+    # 40 characters leave room for the run id in the names of queues (80 at most) and jobs.
+    [[ $STACK =~ ^[A-Za-z][A-Za-z0-9-]{0,39}$ ]] ||
+        die "'$STACK' cannot be a stack name: use letters, digits and hyphens, start with a letter, 40 characters at most."
+    [[ $REGION =~ ^[a-z]{2,}(-[a-z]+)+-[0-9]+$ ]] ||
+        die "'$REGION' is not the name of an AWS region. They look like ap-southeast-2 or us-west-2."
+}
+
+# ---------------------------------------------------------------------------------------------- AWS
+
+# The aws command line in our region. Where it fails, its error becomes one sentence on standard error.
+aws() {
+    local error status=0
+    error=$(mktemp)
+    aws_command "$@" 2>"$error" || status=$?
+    if [[ $status -ne 0 ]]; then
+        warn "$(aws_error <"$error")"
+    fi
+    rm -f "$error"
+    return "$status"
+}
+
+# The same for callers that look at the error themselves: sets ANSWER and ERROR.
+try_aws() {
+    local error status=0
+    error=$(mktemp)
+    ANSWER=$(aws_command "$@" 2>"$error") || status=$?
+    ERROR=$(cat "$error")
+    rm -f "$error"
+    return "$status"
+}
+
+aws_command() {
+    type -P aws >/dev/null ||
+        { echo 'NoCommandLine' >&2; return 1; }
+    # Version 1 of the command line overlooks AWS_ENDPOINT_URL for SQS.
+    command aws --region "$REGION" ${AWS_ENDPOINT_URL:+--endpoint-url "$AWS_ENDPOINT_URL"} "$@"
+}
+
+# One sentence for a scientist, out of what the aws command line wrote to standard error.
+aws_error() {
+    local text
+    text=$(cat)
+    case $text in
+        NoCommandLine*)
+            echo "the AWS command line is not installed. Run 'pip install awscli', or see https://aws.amazon.com/cli/." ;;
+        *'Unable to locate credentials'* | *NoCredentials* | *'Partial credentials'*)
+            echo "no AWS credentials were found. Run 'aws configure' (or 'aws sso login'), or set AWS_PROFILE." ;;
+        *ExpiredToken* | *RequestExpired* | *'token has expired'* | *'Token has expired'* | *'SSO session'*expired* | *'Error loading SSO Token'*)
+            echo "your AWS login has expired. Log in again, for instance with 'aws sso login', and repeat the command." ;;
+        *'config profile'*'could not be found'*)
+            echo "AWS_PROFILE names a profile that 'aws configure list-profiles' does not show." ;;
+        *'Signature expired'* | *'Signature not yet current'* | *RequestTimeTooSkewed*)
+            echo "the clock of this computer is wrong, so AWS refuses its requests. Set it and repeat the command." ;;
+        *InvalidClientTokenId* | *UnrecognizedClientException* | *SignatureDoesNotMatch* | *AuthFailure* | *InvalidAccessKeyId*)
+            echo "AWS does not accept your credentials in region $REGION. Check them with 'aws sts get-caller-identity'; a region may also have to be enabled for your account first." ;;
+        *'Could not connect to the endpoint'* | *'Failed to connect'* | *'timeout on endpoint'* | *'Connection was closed'* | *'Failed to resolve'*)
+            echo "AWS cannot be reached in region '$REGION'. Check that this is a region's name, and that this computer has a network." ;;
+        *AccessDenied* | *UnauthorizedOperation* | *'not authorized to perform'*)
+            echo "your AWS user lacks a permission. Ask whoever runs your account for it: $(aws_error_text "$text")" ;;
+        *Throttling* | *'Rate exceeded'* | *TooManyRequests*)
+            echo "AWS asks for fewer requests just now. Repeat the command in a minute." ;;
+        *)
+            aws_error_text "$text" ;;
+    esac
+}
+
+# The message alone: without "An error occurred (Code) when calling the Name operation: ".
+aws_error_text() {
+    sed -n -e 's/^.*when calling the [A-Za-z]* operation[^:]*: //' -e '/[^[:space:]]/p' <<<"$1" | tail -n 1
+}
+
+# describe_stack: sets STACK_STATUS (NONE where there is no such stack), STACK_ID and STACK_DESCRIPTION.
+describe_stack() {
+    if try_aws cloudformation describe-stacks --stack-name "$STACK" \
+            --query 'Stacks[0].[StackStatus, StackId, Description]' --output text; then
+        IFS=$'\t' read -r STACK_STATUS STACK_ID STACK_DESCRIPTION <<<"$ANSWER"
+    elif [[ $ERROR == *'does not exist'* ]]; then
+        STACK_STATUS=NONE STACK_ID='' STACK_DESCRIPTION=''
+    else
+        die "$(aws_error <<<"$ERROR")"
+    fi
+}
+
+# Refuses a stack of that name which something else has made.
+require_ours() {
+    [[ $STACK_STATUS == NONE || $STACK_DESCRIPTION == "$STACK_MARK"* ]] ||
+        die "stack '$STACK' in region $REGION was not made by create.sh, so it is left alone. Choose another name with --stackname or RIOS_AWSBATCH_STACK."
+}
+
+# Ends the script unless our stack is there and usable.
+require_stack() {
+    check_settings
+    describe_stack
+    [[ $STACK_STATUS != NONE ]] ||
+        die "there is no stack '$STACK' in region $REGION. Set RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION to the one you mean, or make it with scripts/create.sh."
+    require_ours
+    case $STACK_STATUS in
+        CREATE_COMPLETE | UPDATE_COMPLETE | UPDATE_COMPLETE_CLEANUP_IN_PROGRESS | UPDATE_ROLLBACK_COMPLETE | UPDATE_IN_PROGRESS) ;;
+        CREATE_IN_PROGRESS)
+            die "stack '$STACK' is still being created. Wait a few minutes and repeat the command." ;;
+        DELETE_IN_PROGRESS)
+            die "stack '$STACK' is being deleted. Make it anew with scripts/create.sh when it is gone." ;;
+        *)
+            die "stack '$STACK' is not usable (it is in state $STACK_STATUS). Delete it with scripts/delete.sh and make it anew with scripts/create.sh." ;;
+    esac
+}
+
+# stack_output NAME: the value of an output of the stack.
+stack_output() {
+    local value
+    value=$(aws cloudformation describe-stacks --stack-name "$STACK" \
+        --query "Stacks[0].Outputs[?OutputKey=='$1'].OutputValue | [0]" --output text) || exit 1
+    [[ -n $value && $value != None ]] ||
+        die "stack '$STACK' has no output $1. It was made from another version: bring it up to date with scripts/modify.sh."
+    printf '%s\n' "$value"
+}
+
+# last_event: the newest event of the stack, for wait_for_stack.
+last_event() {
+    aws cloudformation describe-stack-events --stack-name "$STACK_ID" --no-paginate \
+        --query 'StackEvents[0].EventId' --output text
+}
+
+# explain_failure EVENT: the first resource that failed after that event (from the beginning if empty), and why.
+explain_failure() {
+    local name type reason
+    # The newest event comes first, so the first failure is the last one read.
+    IFS=$'\t' read -r name type reason < <(
+        aws cloudformation describe-stack-events --stack-name "$STACK_ID" --output text \
+            --query 'StackEvents[].[EventId, ResourceStatus, LogicalResourceId, ResourceType, ResourceStatusReason]' |
+            awk -F '\t' -v since="$1" '$1 == since { exit } $2 ~ /_FAILED$/ { line = $3 "\t" $4 "\t" $5 } END { print line }'
+    ) || true
+    if [[ -n ${name:-} ]]; then
+        printf 'the first resource that failed was %s (%s): %s' "$name" "$type" "${reason%.}"
+    else
+        printf 'CloudFormation names no resource that failed; see the events of the stack in the AWS console'
+    fi
+}
+
+# wait_for_stack create|update|delete EVENT: until that is done. Where it fails, says why and ends the script; EVENT
+# is the last one before it began, empty for a new stack.
+wait_for_stack() {
+    say "Waiting for CloudFormation. This takes a few minutes."
+    if ! try_aws cloudformation wait "stack-$1-complete" --stack-name "$STACK_ID"; then
+        case $ERROR in
+            *'Max attempts exceeded'*)
+                die "CloudFormation has not finished within an hour. scripts/status.sh tells how stack '$STACK' is doing." ;;
+            *Waiter*failed*)
+                die "could not $1 stack '$STACK': $(explain_failure "$2")." ;;
+            *)
+                die "$(aws_error <<<"$ERROR")" ;;
+        esac
+    fi
+}
+
+# ---------------------------------------------------------------------------------------------- runs
+
+# A run is named by when it began and a random number: 20261123T054312-1a2b3c4d. Its queues are STACK_RUN_in and
+# STACK_RUN_out; no name of a stack holds an underscore, so none of these is another stack's.
+RUN_ID='[0-9]{8}T[0-9]{6}-[0-9a-f]+'
+
+# The addresses of all queues of runs on this stack.
+run_queues() {
+    local queues
+    queues=$(aws sqs list-queues --queue-name-prefix "${STACK}_" --page-size 1000 --query 'QueueUrls[]' --output text) || return
+    tr '\t' '\n' <<<"$queues" | grep -E "/${STACK}_${RUN_ID}_(in|out)$" || true
+}
+
+# ---------------------------------------------------------------------------------------------- parameters
+# Options become parameters of batch.yaml, which says what each may be: nothing of that is repeated here.
+
+TEMPLATE=$ROOT/batch.yaml
+PARAMETERS=()       # NAME=VALUE, in the order given; the last of a name counts
+ZONES=()
+READ_BUCKETS=()
+WRITE_BUCKETS=()
+
+# template_value PARAMETER KEY: what batch.yaml says of a parameter, such as its MinValue.
+template_value() {
+    awk -v name="  $1:" -v key="    $2: " '
+        /^[A-Z]/ { section = $1 }
+        /^  [A-Za-z]/ { inside = section == "Parameters:" && $0 == name }
+        inside && index($0, key) == 1 { value = substr($0, length(key) + 1); gsub(/^\047|\047$/, "", value); print value }
+        ' "$TEMPLATE"
+}
+
+# The names of all parameters of batch.yaml.
+template_parameters() {
+    awk '/^[A-Z]/ { section = $1 } section == "Parameters:" && /^  [A-Za-z]/ { sub(/:.*/, ""); print $1 }' "$TEMPLATE"
+}
+
+# set_parameter OPTION NAME VALUE: refuses what batch.yaml would refuse, before AWS is asked anything.
+set_parameter() {
+    local option=$1 name=$2 value=$3 least most pattern values LC_ALL=C
+    least=$(template_value "$name" MinValue)
+    most=$(template_value "$name" MaxValue)
+    pattern=$(template_value "$name" AllowedPattern)
+    values=$(template_value "$name" AllowedValues)
+    if [[ -n $least ]]; then
+        [[ $value =~ ^[1-9][0-9]{0,8}$ && $value -ge $least && $value -le $most ]] ||
+            die "$option must be a whole number from $least to $most, not '$value'."
+    elif [[ -n $values ]]; then
+        [[ ", ${values//[][\']/}, " == *", $value, "* ]] ||
+            die "$option must be one of ${values//[][\']/}, not '$value'."
+    elif [[ -n $pattern ]]; then
+        [[ $value =~ ^($pattern)$ ]] ||
+            die "$option $(template_value "$name" ConstraintDescription), not '$value'."
+    fi
+    PARAMETERS+=("$name=$value")
+}
+
+# parameter NAME: the value given for a parameter; fails where none was.
+parameter() {
+    local pair value='' status=1
+    for pair in ${PARAMETERS[@]+"${PARAMETERS[@]}"}; do
+        if [[ $pair == "$1="* ]]; then
+            value=${pair#*=} status=0
+        fi
+    done
+    printf '%s' "$value"
+    return "$status"
+}
+
+# stack_option OPTION [VALUE]: takes an option that create.sh and modify.sh share. SHIFT is how many words it took;
+# 0 where it is none of these.
+# shellcheck disable=SC2034
+stack_option() {
+    SHIFT=2
+    case $1 in
+        --spot) SHIFT=1; set_parameter "$1" Spot yes; return ;;
+        --ondemand) SHIFT=1; set_parameter "$1" Spot no; return ;;
+        --stackname | --region | --az | --vcpus | --mem | --maxjobs | --instancetype | --volume | --tag | \
+            --mainvcpus | --mainmem | --timeout | --idletimeout | --logdays | --readbucket | --writebucket)
+            need_value "$@" ;;
+        *) SHIFT=0; return ;;
+    esac
+    case $1 in
+        --stackname) STACK=$2 ;;
+        --region) REGION=$2 ;;
+        --az) ZONES+=("$2") ;;
+        --vcpus) set_parameter "$1" VCPUS "$2" ;;
+        --mem) set_parameter "$1" Memory "$2" ;;
+        --maxjobs) set_parameter "$1" MaxJobs "$2" ;;
+        --instancetype) set_parameter "$1" InstanceTypes "$2" ;;
+        --volume) set_parameter "$1" VolumeSize "$2" ;;
+        --tag) set_parameter "$1" Tag "$2" ;;
+        --mainvcpus) set_parameter "$1" MainVCPUS "$2" ;;
+        --mainmem) set_parameter "$1" MainMemory "$2" ;;
+        --timeout) set_parameter "$1" JobTimeout "$2" ;;
+        --idletimeout) set_parameter "$1" NoMessageTimeout "$2" ;;
+        --logdays) set_parameter "$1" LogRetention "$2" ;;
+        --readbucket) READ_BUCKETS+=("$2") ;;
+        --writebucket) WRITE_BUCKETS+=("$2") ;;
+    esac
+}
+
+# The options whose values depend on the region, once that is known.
+finish_parameters() {
+    local value
+    if [[ ${#ZONES[@]} -gt 0 ]]; then
+        value=$(zone_places "${ZONES[@]}")
+        set_parameter --az AvailabilityZones "$value"
+    fi
+    if [[ ${#READ_BUCKETS[@]} -gt 0 ]]; then
+        value=$(bucket_arns "${READ_BUCKETS[@]}")
+        set_parameter --readbucket ReadBuckets "$value"
+    fi
+    if [[ ${#WRITE_BUCKETS[@]} -gt 0 ]]; then
+        value=$(bucket_arns "${WRITE_BUCKETS[@]}")
+        set_parameter --writebucket WriteBuckets "$value"
+    fi
+}
+
+# zone_places ZONE...: the zones, each in the place of its letter, with commas between the places.
+zone_places() {
+    local zone letter places=''
+    for zone in "$@"; do
+        [[ $zone =~ ^"$REGION"[a-f]$ ]] ||
+            die "--az must be a zone of region $REGION, such as ${REGION}a, not '$zone'."
+    done
+    for letter in a b c d e f; do
+        for zone in "$@"; do
+            if [[ $zone == "$REGION$letter" ]]; then
+                places+=$zone
+                break
+            fi
+        done
+        places+=,
+    done
+    while [[ $places == *, ]]; do
+        places=${places%,}
+    done
+    printf '%s' "$places"
+}
+
+# bucket_arns NAME...: their ARNs with commas between them; nothing for the word "none".
+bucket_arns() {
+    local bucket partition=aws arns=''
+    case $REGION in
+        cn-*) partition=aws-cn ;;
+        us-gov-*) partition=aws-us-gov ;;
+    esac
+    for bucket in "$@"; do
+        case $bucket in
+            none) ;;
+            arn:*) arns+=,$bucket ;;
+            *) arns+=,arn:$partition:s3:::$bucket ;;
+        esac
+    done
+    printf '%s' "${arns#,}"
+}
+
+# multiply_vcpus JOBS VCPUS MAINVCPUS: sets the two parameters that CloudFormation cannot work out by itself.
+multiply_vcpus() {
+    set_parameter "--maxjobs times --vcpus" MaxVCPUS $(($1 * $2))
+    set_parameter "--maxjobs times --vcpus plus --mainvcpus" ComputeVCPUS $(($1 * $2 + $3))
+}
+
+# parameters_json NAMES: all given parameters for the aws command line. Those in NAMES (words) that are not given keep
+# the value they have.
+parameters_json() {
+    local name value json=''
+    for name in $(template_parameters); do
+        if value=$(parameter "$name"); then
+            json+=",{\"ParameterKey\": \"$name\", \"ParameterValue\": \"$value\"}"
+        elif [[ " $1 " == *" $name "* ]]; then
+            json+=",{\"ParameterKey\": \"$name\", \"UsePreviousValue\": true}"
+        fi
+    done
+    printf '[%s]' "${json#,}"
+}

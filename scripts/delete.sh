@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Deletes the stack with all that is in it: running jobs, queues that runs have left, the bucket's objects, the images
+# of both repositories. Nothing of another stack is touched.
+#
+#   scripts/delete.sh [OPTION...]
+#
+#   --yes              do not ask first
+#   --stackname NAME   name of the stack (RIOS_AWSBATCH_STACK, or RIOS)
+#   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
+#   --wait             wait until it is gone, and say why if it fails
+#   --help             this text
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+WAIT='' YES=''
+
+# A job that is told to stop has half a minute for it; a bucket is emptied when nobody writes to it any more.
+STOP_SECONDS=120
+
+read_options() {
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --yes | -y) YES=yes ;;
+            --stackname) need_value "$@"; STACK=$2; shift ;;
+            --region) need_value "$@"; REGION=$2; shift ;;
+            --wait) WAIT=yes ;;
+            --help | -h) usage; exit 0 ;;
+            *) unknown_option "$1" ;;
+        esac
+        shift
+    done
+}
+
+ask() {
+    local answer=''
+    [[ -z $YES ]] || return 0
+    [[ -t 0 ]] || die "say --yes to delete stack '$STACK' in region $REGION without being asked."
+    read -r -p "Delete stack '$STACK' in region $REGION, with its images, logs and data? [y/N] " answer
+    [[ $answer == [yY]* ]] || die "nothing was deleted."
+}
+
+# resource NAME: what AWS calls a resource of batch.yaml; nothing where the stack does not have it (any more).
+resource() {
+    awk -F '\t' -v name="$1" '$1 == name && $2 != "None" && $3 != "DELETE_COMPLETE" { print $2 }' <<<"$RESOURCES"
+}
+
+# clear_out NAME FUNCTION: calls the function with that resource where there is one.
+clear_out() {
+    local physical
+    physical=$(resource "$1")
+    if [[ -n $physical ]]; then
+        "$2" "$physical"
+    fi
+}
+
+stop_jobs() {
+    local queue=$1 state job jobs running waited=0
+    state=$(aws batch describe-job-queues --job-queues "$queue" --query 'jobQueues[0].state' --output text)
+    [[ $state != None ]] || return 0
+    jobs=$(jobs_of "$queue" SUBMITTED PENDING RUNNABLE STARTING RUNNING)
+    for job in $jobs; do
+        aws batch terminate-job --job-id "$job" --reason "Stack $STACK is being deleted"
+    done
+    [[ -z $jobs ]] || say "Stopped $(wc -w <<<"$jobs" | tr -d ' ') jobs."
+    running=$jobs
+    while [[ -n $running && $waited -lt $STOP_SECONDS ]]; do
+        sleep 2
+        waited=$((waited + 2))
+        running=$(jobs_of "$queue" STARTING RUNNING)
+    done
+}
+
+jobs_of() {
+    local queue=$1 status
+    for status in "${@:2}"; do
+        aws batch list-jobs --job-queue "$queue" --job-status "$status" \
+            --query 'jobSummaryList[].[jobId]' --output text || return
+    done
+}
+
+delete_queues() {
+    local queue queues
+    queues=$(run_queues)
+    for queue in $queues; do
+        aws sqs delete-queue --queue-url "$queue"
+        say "Deleted queue ${queue##*/}."
+    done
+}
+
+# list_or_nothing CODE WORDS...: sets ANSWER to what aws says, empty where the thing is gone already, as CODE tells.
+list_or_nothing() {
+    if ! try_aws "${@:2}"; then
+        [[ $ERROR == *$1* ]] || die "$(aws_error <<<"$ERROR")"
+        ANSWER=''
+    fi
+}
+
+# Every version and delete marker, a thousand at a time.
+empty_bucket() {
+    local bucket=$1 page count=0 failed
+    page=$(mktemp)
+    while true; do
+        # shellcheck disable=SC2016  # the backquotes are the query's
+        list_or_nothing NoSuchBucket s3api list-object-versions --bucket "$bucket" --no-paginate --max-keys 1000 --output json \
+            --query '{Objects: [Versions, DeleteMarkers][].{Key: Key, VersionId: VersionId}, Quiet: `true`}'
+        printf '%s\n' "$ANSWER" >"$page"
+        grep -q '"Key"' "$page" || break
+        failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$page" --query 'Errors[0].Message' --output text)
+        [[ $failed == None ]] || die "cannot empty bucket $bucket: $failed"
+        count=$((count + $(grep -c '"Key"' "$page")))
+    done
+    rm -f "$page"
+    [[ $count -eq 0 ]] || say "Deleted $count objects from bucket $bucket."
+}
+
+# A hundred images at a time. One that a multi-platform image holds can only go after that one, hence the rounds.
+empty_repository() {
+    local repository=$1 images before=''
+    while true; do
+        list_or_nothing RepositoryNotFound ecr list-images --repository-name "$repository" --no-paginate --max-results 100 \
+            --query imageIds --output json
+        images=$ANSWER
+        [[ $images == *imageDigest* ]] || break
+        [[ $images != "$before" ]] ||
+            die "cannot delete the images of repository $repository. Delete them in the AWS console and repeat the command."
+        aws ecr batch-delete-image --repository-name "$repository" --image-ids "$images" --output json >/dev/null
+        before=$images
+    done
+    [[ -z $before ]] || say "Deleted the images of repository $repository."
+}
+
+# CloudFormation does not delete a policy that somebody else has attached, as the README tells users to.
+detach_policy() {
+    local policy=$1 kind name
+    while IFS=$'\t' read -r kind name; do
+        case $kind in
+            USER) aws iam detach-user-policy --user-name "$name" --policy-arn "$policy" ;;
+            GROUP) aws iam detach-group-policy --group-name "$name" --policy-arn "$policy" ;;
+            ROLE) aws iam detach-role-policy --role-name "$name" --policy-arn "$policy" ;;
+            *) continue ;;
+        esac
+        say "Detached the stack's policy from $name."
+    done < <(aws iam list-entities-for-policy --policy-arn "$policy" --output text --query \
+        "[PolicyUsers[].['USER', UserName], PolicyGroups[].['GROUP', GroupName], PolicyRoles[?RoleName!='$(resource MainRole)'].['ROLE', RoleName]][]")
+}
+
+read_options "$@"
+check_settings
+describe_stack
+if [[ $STACK_STATUS == NONE ]]; then
+    say "There is no stack '$STACK' in region $REGION: nothing to delete."
+    exit
+fi
+require_ours
+ask
+
+RESOURCES=$(aws cloudformation describe-stack-resources --stack-name "$STACK" \
+    --query 'StackResources[].[LogicalResourceId, PhysicalResourceId, ResourceStatus]' --output text)
+BEFORE=$(last_event)
+
+clear_out JobQueue stop_jobs
+delete_queues
+clear_out Bucket empty_bucket
+clear_out Repository empty_repository
+clear_out RepositoryMain empty_repository
+clear_out MainPolicy detach_policy
+
+aws cloudformation delete-stack --stack-name "$STACK_ID"
+if [[ -z $WAIT ]]; then
+    say "Stack '$STACK' is being deleted in region $REGION. It takes a few minutes."
+    exit
+fi
+wait_for_stack delete "$BEFORE"
+say "Stack '$STACK' is gone from region $REGION."

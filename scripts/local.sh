@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# Run a command against an AWS on this machine. Nothing leaves the machine, and no account is needed.
+#
+#   scripts/local.sh COMMAND [ARGUMENT...]
+#
+#   scripts/local.sh python3 examples/gdal_main.py        a main script, unchanged
+#   scripts/local.sh aws s3 ls                            the AWS command line
+#   scripts/local.sh bash                                 a shell, to look around
+#
+# Starts a moto server on the loopback address whose Batch jobs are processes that run worker.py, creates the
+# stack with scripts/create.sh, puts a stand-in for the worker image into its repository, runs COMMAND, deletes
+# the stack with scripts/delete.sh and stops the server. The exit status is COMMAND's. Credentials and profiles of
+# a real account are hidden from all of it.
+#
+# Environment:
+#   RIOS_AWSBATCH_STACK, RIOS_AWSBATCH_REGION   name and region of the stack, as everywhere (RIOS, ap-southeast-2)
+#   PYTHON                                      the Python to use where there is no .venv (python3)
+#   RIOS_AWSBATCH_LOCAL_STACK=no                start the AWS only; create and delete no stack
+#   RIOS_AWSBATCH_LOCAL_CREATE="--maxjobs 8"    options for scripts/create.sh
+#   RIOS_AWSBATCH_LOCAL_MAIN=FILE               push FILE as the main image too (as build.sh --main does)
+#   RIOS_AWSBATCH_LOCAL_LATENCY_MS=20           delay every AWS request, while COMMAND runs
+#   RIOS_AWSBATCH_LOCAL_FAULTS=errors=0.05,...  while COMMAND runs, of all requests and messages the fraction that
+#                                               fails (errors), comes twice (duplicate), comes late (late);
+#                                               reorder=1 for any order, seed=N for the same faults again
+#   RIOS_AWSBATCH_LOCAL_IAM=1                   enforce IAM policies while COMMAND runs. COMMAND has the account
+#                                               owner's credentials, which may do everything; jobs have their role's
+#   RIOS_AWSBATCH_LOCAL_START_MS=500            job i of an array starts i times that later
+#   RIOS_AWSBATCH_LOCAL_LOG=FILE                keep what the server says
+#
+# For COMMAND, $AWS_ENDPOINT_URL/_local/ shows and changes the server: requests, jobs, faults, latency, iam, server
+# (see the class Control in scripts/local_aws.py). PYTHONPATH reaches the jobs, as if it were in the image.
+
+# shellcheck disable=SC2317  # the functions that traps call
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+    awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"
+}
+
+# control NAME JSON: tell the server something; see the class Control in local_aws.py.
+control() {
+    "$python" -S -c 'import sys, urllib.request
+urllib.request.urlopen(sys.argv[1], sys.argv[2].encode(), timeout=60)' "$AWS_ENDPOINT_URL/_local/$1" "$2"
+}
+
+choose_python() {
+    python=$root/.venv/bin/python
+    [[ -x $python ]] || python=${PYTHON:-python3}
+    if ! "$python" -c 'import flask, boto3, importlib.util; importlib.util.find_spec("moto").origin' 2>/dev/null; then
+        echo "local.sh: $python has no moto server. Run scripts/setup.sh, or: pip install 'moto[server]' awscli" >&2
+        exit 1
+    fi
+}
+
+# No variable or file of a real account reaches COMMAND.
+hide_account() {
+    local name
+    while read -r name; do
+        unset "$name"
+    done < <(compgen -e AWS_ || true)
+    export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
+    export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
+}
+
+start_server() {
+    "$python" "$root/scripts/local_aws.py" serve "$folder/port" >"$log" 2>&1 &
+    server=$!
+    local tries=0
+    until [[ -s $folder/port ]]; do
+        if ! kill -0 "$server" 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
+            echo 'local.sh: the local AWS does not start:' >&2
+            tail -n 20 "$log" >&2
+            exit 1
+        fi
+        sleep 0.1
+    done
+    AWS_ENDPOINT_URL=http://127.0.0.1:$(<"$folder/port")
+    export AWS_ENDPOINT_URL
+    export AWS_ACCESS_KEY_ID=AKIALOCALOWNERKEY000 AWS_SECRET_ACCESS_KEY=local
+    export AWS_DEFAULT_REGION=$RIOS_AWSBATCH_REGION
+    # The same for GDAL's /vsis3/.
+    export AWS_S3_ENDPOINT=${AWS_ENDPOINT_URL#http://} AWS_HTTPS=NO AWS_VIRTUAL_HOSTING=FALSE
+}
+
+create_stack() {
+    local options=()
+    read -r -a options <<<"${RIOS_AWSBATCH_LOCAL_CREATE:-}"
+    has_stack=yes
+    if ! "$root/scripts/create.sh" --wait "${options[@]}" >"$folder/create" 2>&1; then
+        cat "$folder/create" >&2
+        exit 1
+    fi
+    "$python" "$root/scripts/local_aws.py" push BatchECR "$root/worker.py"
+    if [[ -n ${RIOS_AWSBATCH_LOCAL_MAIN:-} ]]; then
+        "$python" "$root/scripts/local_aws.py" push BatchECRMain "$RIOS_AWSBATCH_LOCAL_MAIN"
+    fi
+}
+
+# The delays, faults and policies hold while COMMAND runs, not while the stack is made and deleted.
+set_conditions() {
+    local item faults='' iam=true
+    local -a items=()
+    IFS=, read -r -a items <<<"${RIOS_AWSBATCH_LOCAL_FAULTS:-}"
+    for item in "${items[@]}"; do
+        faults+=",\"${item%%=*}\": ${item#*=}"
+    done
+    [[ ${RIOS_AWSBATCH_LOCAL_IAM:-no} != @(0|no) ]] || iam=false
+    control conditions "{\"faults\": {${faults#,}}, \"latency\": ${RIOS_AWSBATCH_LOCAL_LATENCY_MS:-0}, \"iam\": $iam}"
+}
+
+# In the background, so that a signal to this script can be passed on at once; with its own Ctrl-C, which bash takes
+# from what it puts into the background.
+run_command() {
+    trap 'pass_on TERM' TERM HUP
+    trap 'on_terminal || pass_on INT' INT
+    "$python" -S -c 'import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"local.sh: {sys.argv[1]}: {error.strerror}")' "$@" <&3 3<&- &
+    command=$!
+    while true; do
+        status=0
+        wait "$command" || status=$?
+        kill -0 "$command" 2>/dev/null || break
+    done
+    command=''
+}
+
+# A Ctrl-C on a terminal reaches the command by itself.
+on_terminal() {
+    local fields
+    read -r -a fields <<<"$(sed 's/.*) //' "/proc/$$/stat")"
+    [[ ${fields[2]} == "${fields[5]}" ]]
+}
+
+pass_on() {
+    [[ -z $command ]] || kill -s "$1" "$command" 2>/dev/null || true
+}
+
+clean_up() {
+    local status=$?
+    trap '' INT TERM HUP
+    trap - EXIT
+    set +e
+    if [[ -n $server ]] && kill -0 "$server" 2>/dev/null; then
+        if [[ -n $has_stack ]]; then
+            control conditions '{}'
+            if ! "$root/scripts/delete.sh" --yes --wait >"$folder/delete" 2>&1; then
+                cat "$folder/delete" >&2
+                [[ $status -ne 0 ]] || status=1
+            fi
+        fi
+        kill -TERM "$server"
+        wait "$server"
+    fi
+    rm -rf "$folder"
+    exit "$status"
+}
+
+case ${1:-} in
+    '' | -h | --help)
+        usage
+        [[ -n ${1:-} ]] || exit 2
+        exit 0 ;;
+esac
+
+server='' command='' has_stack='' status=0
+export RIOS_AWSBATCH_STACK=${RIOS_AWSBATCH_STACK:-RIOS}
+export RIOS_AWSBATCH_REGION=${RIOS_AWSBATCH_REGION:-${AWS_REGION:-${AWS_DEFAULT_REGION:-ap-southeast-2}}}
+choose_python
+PATH=$PATH:$root/.venv/bin
+folder=$(mktemp -d)
+log=${RIOS_AWSBATCH_LOCAL_LOG:-$folder/log}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+hide_account
+exec 3<&0
+start_server
+case ${RIOS_AWSBATCH_LOCAL_STACK:-yes} in
+    no | 0) ;;
+    *) create_stack ;;
+esac
+set_conditions
+run_command "$@"
+exit "$status"

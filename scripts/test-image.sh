@@ -1,0 +1,315 @@
+#!/usr/bin/env bash
+# Builds the images and runs them, for real and without a Docker engine: scripts/build.sh with buildah, on a Debian 13
+# made with debootstrap, pushes a worker image with an extra apt and an extra pip package and a main image on top of
+# it; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers in their containers.
+#
+#   scripts/test-image.sh [--help]
+#
+# Runs as root (by sudo otherwise) on Debian or Ubuntu and installs buildah and debootstrap where they are missing.
+# The Debian that the images start from is kept in ~/.cache/rios_awsbatch (XDG_CACHE_HOME), so that a second run is
+# quicker; everything else is in a temporary folder and goes away.
+#
+#   PYTHON          the Python to use where there is no .venv
+#   DEBIAN_MIRROR   where Debian comes from; default: what apt uses on this machine, or debootstrap's own default
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+RELEASE=trixie         # its boto3 is new enough to find the local AWS by AWS_ENDPOINT_URL
+BASE=localhost/$RELEASE:latest
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rios_awsbatch
+BASE_DAYS=30           # then the kept Debian is made anew
+BUILDAH=/usr/bin/buildah
+# Both small, and neither comes with GDAL: the blocks of the test import them.
+EXTRA_APT=python3-affine EXTRA_PIP=geographiclib
+
+step() {
+    printf '%4d s  %s\n' "$SECONDS" "$*"
+}
+
+# quietly COMMAND...: its output only where it fails.
+quietly() {
+    local log=$WORK/log
+    "$@" >"$log" 2>&1 </dev/null || { tail -n 40 "$log" >&2; die "failed: $*"; }
+}
+
+# ---------------------------------------------------------------------------------------------------- preparations
+
+as_root() {
+    [[ $EUID -ne 0 ]] || return 0
+    type -P sudo >/dev/null || die "this needs root: debootstrap and buildah's chroot do."
+    exec sudo -E "$0" "$@"
+}
+
+install_tools() {
+    type -P buildah debootstrap >/dev/null && return
+    type -P apt-get >/dev/null || die "install buildah and debootstrap; this system has no apt-get to do it with."
+    step "installing buildah and debootstrap"
+    quietly apt-get -q update
+    quietly env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends buildah debootstrap
+}
+
+# The mirror of Debian that this machine is set up for; nothing on another system.
+debian_mirror() {
+    # shellcheck disable=SC2016  # apt-get fills these in
+    apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(RELEASE) $(SITE)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $4; exit }'
+}
+
+make_base() {
+    local mirror=${DEBIAN_MIRROR:-} proxy
+    mkdir -p "$CACHE"
+    find "$CACHE" -name "$RELEASE-*.tar" -mtime "+$BASE_DAYS" -delete
+    TARBALL=$CACHE/$RELEASE-$(dpkg --print-architecture).tar
+    # A proxy that only apt's own configuration names is for the builds too.
+    proxy=$(apt-config shell proxy Acquire::http::Proxy)
+    [[ -z $proxy || -n ${http_proxy:-} ]] || { eval "$proxy"; export http_proxy=$proxy; }
+    [[ ! -f $TARBALL ]] || return 0
+    step "making Debian $RELEASE with debootstrap, once"
+    mirror=${mirror:-$(debian_mirror)}
+    quietly debootstrap --variant=minbase "$RELEASE" "$WORK/root" ${mirror:+"$mirror"}
+    rm -rf "$WORK"/root/var/cache/apt/* "$WORK"/root/var/lib/apt/lists/* "$WORK"/root/var/log/*
+    # As in Debian's own slim images: no manuals, and no waiting for the disk after each package.
+    printf '%s\n' force-unsafe-io 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' \
+        'path-exclude /usr/share/locale/*' >"$WORK/root/etc/dpkg/dpkg.cfg.d/slim"
+    tar -C "$WORK/root" --one-file-system -cf "$TARBALL.part" .
+    mv "$TARBALL.part" "$TARBALL"
+    rm -rf "$WORK/root"
+}
+
+# buildah keeps its images in WORK. Its fast way to do so does not work on every file system.
+prepare_buildah() {
+    local driver
+    export CONTAINERS_STORAGE_CONF=$WORK/storage.conf BUILDAH_ISOLATION=chroot
+    for driver in overlay vfs; do
+        printf '[storage]\ndriver = "%s"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$driver" "$WORK" "$WORK" \
+            >"$WORK/storage.conf"
+        "$BUILDAH" info >/dev/null 2>&1 && break
+        rm -rf "${WORK:?}/graph" "${WORK:?}/run"
+    done
+    step "importing Debian $RELEASE (storage: $driver)"
+    mkdir "$WORK/base"
+    ln "$TARBALL" "$WORK/base/base.tar" 2>/dev/null || cp "$TARBALL" "$WORK/base/base.tar"
+    printf 'FROM scratch\nADD base.tar /\n' >"$WORK/base/Dockerfile"
+    quietly "$BUILDAH" build --tag "$BASE" "$WORK/base"
+    rm -rf "$WORK/base"
+}
+
+# ------------------------------------------------------------------------------------------------------- stand-ins
+
+# The buildah that build.sh is given. It does what buildah does, but for the registry, which only AWS has: a login is
+# written down, and a push puts the image's name into the local AWS's ECR, with run-image.py as its entry point. What
+# this machine's network needs is mounted for the time of the build.
+write_engine() {
+    printf '[global]\ncert = /run/host-certificates\n' >"$WORK/pip.conf"
+    [[ -z ${PIP_INDEX_URL:-} ]] || printf 'index-url = %s\n' "$PIP_INDEX_URL" >>"$WORK/pip.conf"
+    cat >"$WORK/buildah" <<ENGINE
+#!/usr/bin/env bash
+set -euo pipefail
+case \$1 in
+    login)
+        password=\$(cat)
+        echo "\$* (password of \${#password} characters)" >>"$WORK/registry" ;;
+    push)
+        echo "\$*" >>"$WORK/registry"
+        runner=$WORK/run-\$(tr -c 'a-z0-9\n' - <<<"\$2").py
+        sed "s|@IMAGE@|\$2|" "$WORK/run-image.py" >"\$runner"
+        case \$2 in *main:latest) output=BatchECRMain ;; *) output=BatchECR ;; esac
+        "$PYTHON" "$ROOT/scripts/local_aws.py" push "\$output" "\$runner" ;;
+    build)
+        shift
+        exec "$BUILDAH" build --volume "$WORK/pip.conf:/etc/pip.conf:ro" \\
+            ${CERTIFICATES:+--volume "$CERTIFICATES:/run/host-certificates:ro"} "\$@" ;;
+    *)
+        exec "$BUILDAH" "\$@" ;;
+esac
+ENGINE
+    chmod +x "$WORK/buildah"
+}
+
+# What the local AWS runs for a job: a container of the image, with the job's environment and command. A SIGTERM goes
+# to the container's first process, as from a container engine.
+write_runner() {
+    cat >"$WORK/run-image.py" <<RUNNER
+import json, os, signal, subprocess, sys
+
+BUILDAH = ['$BUILDAH']
+NOT_OF_THE_JOB = {'PATH', 'HOME', 'HOSTNAME', 'PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA'}
+job = {name: value for name, value in os.environ.items() if name not in NOT_OF_THE_JOB}
+os.environ.update(CONTAINERS_STORAGE_CONF='$WORK/storage.conf', BUILDAH_ISOLATION='chroot')
+
+
+def buildah(*words):
+    return subprocess.run([*BUILDAH, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def first_process(process):
+    """Of the container: buildah runs it as its great-grandchild."""
+    for _ in range(3):
+        with open(f'/proc/{process}/task/{process}/children') as file:
+            process = int(file.read().split()[0])
+    return process
+
+
+def forward(signum, _):
+    os.kill(first_process(run.pid), signum)
+
+
+container = buildah('from', '--pull-never', '@IMAGE@')
+try:
+    entry_point = json.loads(buildah('inspect', container))['OCIv1']['config']['Entrypoint']
+    environment = [word for item in job.items() for word in ('--env', '='.join(item))]
+    run = subprocess.Popen([*BUILDAH, 'run', '--network', 'host', *environment, container, '--',
+                            *entry_point, *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, forward)
+    status = run.wait()
+finally:
+    buildah('rm', container)
+sys.exit(status)
+RUNNER
+}
+
+# A main script and a module of its own, with work that needs both extra packages: the ground area of each pixel.
+write_main() {
+    cat >"$WORK/ground.py" <<'MODULE'
+"""Ground area of the pixels of a raster in degrees."""
+import affine                                  # from apt
+import numpy as np
+from geographiclib.geodesic import Geodesic    # from pip
+
+
+def areas(transform, row, rows, columns):
+    """Square metres of each pixel of some rows: an array (rows, columns)."""
+    to_world = affine.Affine.from_gdal(*transform)
+    answer = np.empty((rows, columns))
+    for line in range(rows):
+        polygon = Geodesic.WGS84.Polygon()
+        for column, down in ((0, 0), (0, 1), (1, 1), (1, 0)):
+            longitude, latitude = to_world * (column, row + line + down)
+            polygon.AddPoint(latitude, longitude)
+        answer[line] = abs(polygon.Compute()[2])
+    return answer
+MODULE
+    cat >"$WORK/main.py" <<'MAIN'
+import os
+import sys
+
+import numpy as np
+from osgeo import gdal
+
+import rios_awsbatch
+
+gdal.UseExceptions()
+TRANSFORM, SIZE, ROWS = (150.0, 0.01, 0.0, -27.0, 0.0, -0.01), 96, 8
+
+
+def block(row):
+    import ground                              # in the worker image, where build.sh has put it
+    return ground.areas(TRANSFORM, row, ROWS, SIZE), os.getuid(), os.environ['AWS_BATCH_JOB_ID']
+
+
+def main():
+    import ground
+    raster = gdal.GetDriverByName('GTiff').Create(sys.argv[1], SIZE, SIZE, 1, gdal.GDT_Float64)
+    raster.SetGeoTransform(TRANSFORM)
+    workers = set()
+    with rios_awsbatch.AWSBatchExecutor(max_workers=2) as executor:
+        rows = range(0, SIZE, ROWS)
+        for row, (pixels, user, worker) in zip(rows, executor.map(block, rows)):
+            assert user != 0, 'a worker ran as root'
+            raster.GetRasterBand(1).WriteArray(pixels, 0, row)
+            workers.add(worker)
+    raster = None
+    written = gdal.Open(sys.argv[1]).ReadAsArray()
+    assert np.array_equal(written, ground.areas(TRANSFORM, 0, SIZE, SIZE)), 'pixels differ from a serial run'
+    assert 1.0e6 < written.mean() < 1.2e6, written.mean()
+    print(f'{len(rows)} blocks by {len(workers)} workers with Python {sys.version.split()[0]}, '
+          f'GDAL {gdal.__version__}, numpy {np.__version__}: same pixels as without them; {sys.argv[2]}')
+    sys.exit(3)
+
+
+main()
+MAIN
+}
+
+# ------------------------------------------------------------------------------------------------------- the test
+
+# Runs under local.sh.
+test_on_local_aws() {
+    local worker main status=0
+    export DOCKER=$WORK/buildah BASE_IMAGE=$BASE RIOS_VERSION=none EXTRA_PACKAGES=$EXTRA_APT PIP_PACKAGES=$EXTRA_PIP
+    step "building the worker image"
+    quietly "$ROOT/scripts/build.sh" "$WORK/ground.py"
+    step "building the main image"
+    quietly "$ROOT/scripts/build.sh" --main "$WORK/main.py"
+    worker=$(awk '$1 == "push" && !/main/ { print $2 }' "$WORK/registry")
+    main=$(awk '$1 == "push" && /main/ { print $2 }' "$WORK/registry")
+    check_image "$worker"
+    step "running the main image as a job, and its workers"
+    # It ends with status 3 on purpose: submit.sh has to hand that on.
+    "$ROOT/scripts/submit.sh" --wait -- /home/rios/areas.tif 'an argument with "quotes" and a , comma' \
+        >"$WORK/output" 2>"$WORK/states" || status=$?
+    if [[ $status -ne 3 ]] || ! grep -q '12 blocks by [12] workers.*same pixels.*with "quotes" and a , comma' "$WORK/output"; then
+        cat "$WORK/states" "$WORK/output" >&2
+        die "the job of $main ended with status $status, and without its last line."
+    fi
+    grep '12 blocks by' "$WORK/output"
+    grep -q 'SUCCEEDED\|FAILED' "$WORK/states" || die "submit.sh showed no states."
+}
+
+# check_image IMAGE: what the Dockerfile promises.
+check_image() {
+    local container folder found version
+    version=$(sed -n "s/^__version__ = ['\"]\(.*\)['\"].*/\1/p" "$ROOT/rios_awsbatch.py")
+    found=$("$BUILDAH" inspect --type image --format \
+        '{{index .OCIv1.Config.Labels "org.opencontainers.image.version"}} {{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}}' "$1")
+    [[ $found == "$version 10001 [python3 /opt/rios_awsbatch/worker.py]" ]] || die "the image says of itself: $found"
+    container=$("$BUILDAH" from --pull-never "$1")
+    folder=$("$BUILDAH" mount "$container")
+    found=$(find "$folder"/var/lib/apt/lists "$folder"/var/cache/apt "$folder"/root/.cache "$folder"/tmp -type f -size +0 2>/dev/null || true)
+    "$BUILDAH" umount "$container" >/dev/null
+    "$BUILDAH" rm "$container" >/dev/null
+    [[ -z $found ]] || die "left in the image: $found"
+    grep -q "^login --username AWS --password-stdin ${1%%/*} (password of [1-9]" "$WORK/registry" ||
+        die "build.sh did not log in to ${1%%/*}."
+}
+
+clean_up() {
+    local status=$?
+    trap - EXIT
+    if [[ -f $WORK/storage.conf ]]; then
+        "$BUILDAH" rm --all >/dev/null 2>&1 || true
+        umount "$WORK/graph/overlay" 2>/dev/null || true
+    fi
+    rm -rf --one-file-system "$WORK"
+    exit "$status"
+}
+
+# ----------------------------------------------------------------------------------------------------------------
+
+PYTHON=${PYTHON:-python3}
+[[ ! -x $ROOT/.venv/bin/python ]] || PYTHON=$ROOT/.venv/bin/python
+case ${1:-} in
+    '') ;;
+    --help | -h) usage; exit 0 ;;
+    --on-local-aws) WORK=$2 SECONDS=$3; test_on_local_aws; exit ;;   # by itself, under local.sh
+    *) unknown_option "$1" ;;
+esac
+"$ROOT/scripts/setup.sh"
+as_root "$@"
+WORK=$(mktemp -d)
+chmod 755 "$WORK"
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+CERTIFICATES=''
+[[ ! -f /etc/ssl/certs/ca-certificates.crt ]] || CERTIFICATES=/etc/ssl/certs/ca-certificates.crt
+install_tools
+make_base
+prepare_buildah
+write_engine
+write_runner
+write_main
+"$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
+step "passed: the image builds, and works"

@@ -1,0 +1,650 @@
+"""
+The promises of the README, checked by making things happen.
+
+Run with ``scripts/test.sh``: pytest runs inside ``scripts/local.sh``, so there is an AWS on this machine with a
+stack, and its Batch jobs are real processes of worker.py. Nothing here stands in for boto3.
+"""
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.request
+
+import boto3
+import numpy
+import pytest
+
+import rios_awsbatch
+
+ROOT = pathlib.Path(__file__).parent
+REGION = rios_awsbatch.REGION
+
+# Quick enough for a test. Main scripts and workers get them alike.
+QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
+for name, value in QUICK.items():
+    setattr(rios_awsbatch, name, value)
+
+
+def square(x, seconds=0.0):
+    time.sleep(seconds)
+    return x * x
+
+
+# ---------------------------------------------------------------------------------------------
+# Asking and telling the local AWS
+# ---------------------------------------------------------------------------------------------
+
+def local_aws(path, tell=None):
+    """Ask the local AWS something, or tell it something."""
+    data = None if tell is None else json.dumps(tell).encode()
+    with urllib.request.urlopen('{}/_local/{}'.format(os.environ['AWS_ENDPOINT_URL'], path), data, timeout=30) as answer:
+        return json.loads(answer.read() or b'null')
+
+
+def client(service):
+    return boto3.client(service, region_name=REGION)
+
+
+def bucket():
+    return rios_awsbatch.getStackOutputs()['BatchBucket']
+
+
+def pids(run):
+    """Process ids of the workers of a run."""
+    batch, found = client('batch'), []
+    for job in local_aws('jobs')['jobs']:
+        described = batch.describe_jobs(jobs=[job['jobId']])['jobs']
+        if described and run in described[0]['jobName']:
+            found.append(job['pid'])
+    return found
+
+
+def wait_until(condition, seconds=30):
+    """Wait for something that must become true; what it is then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, 'waited {} s in vain'.format(seconds)
+        time.sleep(0.05)
+
+
+def assert_nothing_left(run):
+    """The queues and objects of a run are gone, and its workers go."""
+    left = left_of(run)
+    assert all(isinstance(each, int) for each in left)
+    wait_until(lambda: not left_of(run))
+
+
+def left_of(run):
+    """What there is of a run on AWS: queues, objects, and process ids of workers."""
+    queues = client('sqs').list_queues(QueueNamePrefix='{}_{}'.format(rios_awsbatch.STACK_NAME, run)).get('QueueUrls', [])
+    objects = client('s3').list_objects_v2(Bucket=bucket(), Prefix='runs/{}/'.format(run)).get('Contents', [])
+    return queues + [item['Key'] for item in objects] + pids(run)
+
+
+def main_script(tmp_path, text, *args, env=None, **options):
+    """Start a main script of its own, with the quick settings and what this module defines."""
+    script = tmp_path / 'main.py'
+    script.write_text('import os, sys, time\nsys.path.insert(0, {!r})\nimport rios_awsbatch\n{}\n{}'.format(
+        str(ROOT), '\n'.join('rios_awsbatch.{} = {!r}'.format(*item) for item in QUICK.items()), textwrap.dedent(text)))
+    return subprocess.Popen([sys.executable, str(script), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=dict(os.environ, **(env or {})), **options)
+
+
+def output_of(process, seconds=90):
+    """Wait for a main script: (exit status, standard output, standard error)."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def executor():
+    with rios_awsbatch.AWSBatchExecutor(2) as made:
+        yield made
+    assert_nothing_left(made.run)
+
+
+# ---------------------------------------------------------------------------------------------
+# An executor like any other
+# ---------------------------------------------------------------------------------------------
+
+def test_map_gives_results_in_order(executor):
+    assert list(executor.map(square, range(100))) == [x * x for x in range(100)]
+
+
+def test_map_with_buffersize_reads_no_further_ahead(executor):
+    taken = []
+
+    def numbers():
+        for x in range(40):
+            taken.append(x)
+            yield x
+    results = executor.map(square, numbers(), buffersize=5)
+    for n, result in enumerate(results):
+        assert result == n * n
+        assert len(taken) <= n + 7
+    assert len(taken) == 40
+
+
+def test_map_refuses_a_bad_buffersize(executor):
+    with pytest.raises(ValueError, match='buffersize'):
+        executor.map(square, [1], buffersize=0)
+
+
+def test_functions_of_the_standard_library_work(executor):
+    from concurrent.futures import as_completed, wait
+    futures = [executor.submit(square, x=x) for x in range(10)]
+    assert sorted(future.result() for future in as_completed(futures, timeout=60)) == [x * x for x in range(10)]
+    assert not wait(futures).not_done
+
+
+def test_lambdas_closures_and_methods_travel(executor):
+    table = numpy.arange(10)
+
+    class Scaler:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def scale(self, x):
+            return x * self.factor
+    assert executor.submit(lambda x: table[x] + 1, 4).result(60) == 5
+    assert executor.submit(Scaler(3).scale, 5).result(60) == 15
+    assert executor.submit(functools.partial(square, 7)).result(60) == 49
+
+
+def test_large_arrays_travel_unchanged(executor):
+    image = numpy.random.default_rng(1).integers(0, 2**16, (6, 800, 800), dtype=numpy.uint16)
+    for result in executor.map(lambda block: block[::-1], [image] * 4):
+        numpy.testing.assert_array_equal(result, image[::-1])
+
+
+def test_cancelled_future_is_not_waited_for(executor):
+    futures = [executor.submit(square, x, 0.2) for x in range(20)]
+    assert futures[-1].cancel()
+    with pytest.raises(Exception) as raised:
+        futures[-1].result(10)
+    assert type(raised.value).__name__ == 'CancelledError'
+    assert [future.result(60) for future in futures[:-1]] == [x * x for x in range(19)]
+
+
+def test_no_call_after_shutdown():
+    executor = rios_awsbatch.AWSBatchExecutor(1)
+    future = executor.submit(square, 3)
+    executor.shutdown()
+    assert future.result(0) == 9
+    with pytest.raises(RuntimeError, match='after shutdown'):
+        executor.submit(square, 3)
+
+
+def test_shutdown_without_waiting_finishes_what_was_submitted():
+    executor = rios_awsbatch.AWSBatchExecutor(1)
+    futures = [executor.submit(square, x) for x in range(5)]
+    executor.shutdown(wait=False)
+    assert [future.result(60) for future in futures] == [0, 1, 4, 9, 16]
+    wait_until(lambda: not left_of(executor.run))
+
+
+def test_shutdown_cancels_when_asked():
+    executor = rios_awsbatch.AWSBatchExecutor(1)
+    futures = [executor.submit(square, x, 5) for x in range(5)]
+    executor.shutdown(cancel_futures=True)
+    assert all(future.cancelled() for future in futures)
+    assert_nothing_left(executor.run)
+
+
+def test_exception_arrives_with_the_remote_traceback(executor):
+    def divide(x):
+        return 1 / x
+    with pytest.raises(ZeroDivisionError) as raised:
+        executor.submit(divide, 0).result(60)
+    assert 'in divide' in str(raised.value.__cause__)
+    assert executor.submit(divide, 4).result(60) == 0.25
+
+
+def test_exit_in_the_function_does_not_end_the_worker(executor):
+    with pytest.raises(SystemExit):
+        executor.submit(sys.exit, 3).result(60)
+    assert executor.submit(square, 3).result(60) == 9
+
+
+def test_exception_that_cannot_travel_is_told_in_words(executor):
+    def fail():
+        class Odd(Exception):
+            def __init__(self, one, two):
+                super().__init__('both {} {}'.format(one, two))
+        raise Odd(1, 2)
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='both 1 2') as raised:
+        executor.submit(fail).result(60)
+    assert 'in fail' in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize('count', [0, -1, 2.5, 'four', True, 10001])
+def test_bad_worker_count_starts_nothing(count):
+    with pytest.raises(ValueError, match='orkers'):
+        rios_awsbatch.AWSBatchExecutor(count)
+
+
+def test_more_workers_than_the_stack_has_is_a_warning(caplog):
+    most = int(rios_awsbatch.getStackOutputs()['BatchMaxJobs'])
+    with rios_awsbatch.AWSBatchExecutor(most + 1) as executor:
+        assert executor.submit(square, 3).result(60) == 9
+    assert '--maxjobs {}'.format(most + 1) in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------
+# Never hang, never lose a block, never a wrong pixel, never leak money
+# ---------------------------------------------------------------------------------------------
+
+def test_killed_workers_lose_no_block():
+    """Workers are killed at random, in mid-block, during several hundred blocks."""
+    rng, stop = random.Random(1), threading.Event()
+
+    def killer():
+        while not stop.wait(0.8):
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(rng.choice(pids(executor.run)), signal.SIGKILL)
+                killed.append(time.monotonic())
+    killed = []
+    with rios_awsbatch.AWSBatchExecutor(4) as executor:
+        executor.wait_for_workers(4, 60)
+        thread = threading.Thread(target=killer)
+        thread.start()
+        try:
+            results = list(executor.map(square, range(300), [0.08] * 300, buffersize=24, timeout=120))
+        finally:
+            stop.set()
+            thread.join()
+    assert results == [x * x for x in range(300)]
+    assert len(killed) >= 3
+    assert_nothing_left(executor.run)
+
+
+def test_block_of_a_killed_worker_is_back_within_the_visibility_time_out():
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, 60)
+        future = executor.submit(lambda: (time.sleep(1.5), os.getpid())[1])
+        time.sleep(0.5)
+        for pid in pids(executor.run):
+            os.kill(pid, signal.SIGKILL)
+        started = time.monotonic()
+        future.result(60)
+        assert time.monotonic() - started < 10 * rios_awsbatch.VISIBILITY_SECONDS
+
+
+def test_block_that_holds_the_interpreter_lock_is_computed_once(executor):
+    """Python's lock is held for longer than the visibility time-out, in compiled code."""
+    def hold(marker, seconds):
+        import ctypes
+        import pathlib
+        pathlib.Path(marker).open('a').write('x')
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))      # PyDLL does not let go of the lock
+    marker = '/tmp/rios_awsbatch-test-{}'.format(os.getpid())
+    try:
+        executor.submit(hold, marker, 3 * rios_awsbatch.VISIBILITY_SECONDS).result(60)
+        assert pathlib.Path(marker).read_text() == 'x'
+    finally:
+        os.unlink(marker)
+
+
+def test_block_that_kills_every_worker_is_given_up_alone():
+    def tile(x):
+        if x == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        futures = [executor.submit(tile, x) for x in range(20)]
+        with pytest.raises(rios_awsbatch.AWSBatchException) as raised:
+            futures.pop(7).result(60)
+        assert [future.result(60) for future in futures] == [x for x in range(20) if x != 7]
+    message = str(raised.value)
+    assert 'tile(7) was tried 3 times' in message and 'exit code 137' in message
+
+
+def test_out_of_memory_says_so():
+    def hungry():
+        return bytearray(5 * 2**30)[::4096]
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        with pytest.raises(rios_awsbatch.AWSBatchException, match='(?s)OutOfMemory.*--mem'):
+            executor.submit(hungry).result(90)
+
+
+def test_failed_job_fails_every_future():
+    def crash(x):
+        print('about to go')
+        sys.stdout.flush()
+        os._exit(3)
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        futures = [executor.submit(crash, x) for x in range(4)]
+        for future in futures:
+            with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor) as raised:
+                future.result(60)
+        with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor):
+            executor.submit(square, 3)
+    message = str(raised.value)
+    assert 'exit code 3' in message and 'about to go' in message and 'get-log-events' in message
+    assert_nothing_left(executor.run)
+
+
+@contextlib.contextmanager
+def job_definition(**changed):
+    """Another job definition than the stack's, for a run that goes wrong."""
+    outputs, batch = rios_awsbatch.getStackOutputs(), client('batch')
+    found = batch.describe_job_definitions(jobDefinitionName=outputs['BatchProcessingJobDefinitionName'], status='ACTIVE')
+    container = dict(found['jobDefinitions'][0]['containerProperties'], **changed)
+    name = 'broken-{}'.format(random.getrandbits(32))
+    batch.register_job_definition(jobDefinitionName=name, type='container', containerProperties=container,
+                                  retryStrategy=found['jobDefinitions'][0]['retryStrategy'])
+    yield name
+    batch.deregister_job_definition(jobDefinition=name + ':1')
+
+
+@pytest.mark.parametrize('changed, said', [
+    ({'image': '123456789012.dkr.ecr.ap-southeast-2.amazonaws.com/riosecr:nosuchtag'}, 'CannotPullContainer.*build.sh'),
+    ({'command': ['--nonsense'], 'image': 'example.com/x:y'}, 'No worker')])
+def test_workers_that_cannot_start_fail_every_future(monkeypatch, changed, said):
+    with job_definition(**changed) as name:
+        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName=name)
+        monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor, match='(?s)' + said):
+                executor.submit(square, 3).result(60)
+
+
+def test_missing_job_definition_starts_nothing(monkeypatch):
+    outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName='nosuch')
+    monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
+    queues = client('sqs').list_queues().get('QueueUrls', [])
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='nosuch'):
+        rios_awsbatch.AWSBatchExecutor(2)
+    assert not [url for url in client('sqs').list_queues().get('QueueUrls', []) if url not in queues and 'nosuch' in url]
+
+
+def test_jobs_that_sit_in_runnable_get_a_warning(monkeypatch, caplog):
+    """A job that asks for more than the compute environment has waits for ever; Ctrl-C still ends the run."""
+    monkeypatch.setattr(rios_awsbatch, 'RUNNABLE_SECONDS', 2)
+    requirements = [{'type': 'VCPU', 'value': '512'}, {'type': 'MEMORY', 'value': '1024'}]
+    with job_definition(resourceRequirements=requirements) as name:
+        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName=name)
+        monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
+        with pytest.raises(KeyboardInterrupt):
+            with rios_awsbatch.AWSBatchExecutor(2) as executor:
+                future = executor.submit(square, 3)
+                wait_until(lambda: 'No worker has come up' in caplog.text)
+                signal.raise_signal(signal.SIGINT)
+                future.result()
+    assert 'vCPU quota' in caplog.text
+    assert_nothing_left(executor.run)
+
+
+def test_idle_workers_stop_and_start_again_when_needed(monkeypatch):
+    with job_definition(environment=[{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '1'}]) as name:
+        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName=name)
+        monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            assert executor.submit(square, 3).result(60) == 9
+            wait_until(lambda: not pids(executor.run))
+            assert executor.submit(square, 4).result(60) == 16
+
+
+RUNS_LONG = '''
+    def slow(x):
+        time.sleep(0.3)
+        return x
+    executor = rios_awsbatch.AWSBatchExecutor(2)
+    print(executor.run, flush=True)
+    futures = [executor.submit(slow, x) for x in range(100)]
+    futures[0].result()
+    print('going', flush=True)
+'''
+
+
+def test_killed_main_script_leaves_no_worker(tmp_path):
+    process = main_script(tmp_path, RUNS_LONG + '    executor.submit(slow, -1).result()\n')
+    run = process.stdout.readline().strip()
+    assert process.stdout.readline() == 'going\n'
+    process.kill()
+    process.communicate()
+    killed = time.monotonic()
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:      # the next run does not see what was left
+        assert list(executor.map(square, range(50), timeout=60)) == [x * x for x in range(50)]
+    wait_until(lambda: not pids(run), 4 * rios_awsbatch.LEASE_SECONDS)
+    assert time.monotonic() - killed < 4 * rios_awsbatch.LEASE_SECONDS
+    assert left_of(run) != []               # queues and objects: scripts/status.sh --clean removes them
+
+
+@pytest.mark.parametrize('ending, status, said', [
+    ('time.sleep(60)', -signal.SIGINT, 'KeyboardInterrupt'),
+    ('time.sleep(60)', 128 + signal.SIGTERM, ''),
+    ('raise LookupError("mine")', 1, 'LookupError: mine'),
+    ('executor.submit(lambda: {}["band 7"]).result()', 1, "KeyError: 'band 7'"),
+    ('pass', 0, '')])
+def test_nothing_of_a_run_stays_behind(tmp_path, ending, status, said):
+    process = main_script(tmp_path, RUNS_LONG + '    {}\n'.format(ending))
+    run = process.stdout.readline().strip()
+    assert process.stdout.readline() == 'going\n'
+    if 'sleep' in ending:
+        process.send_signal(signal.SIGINT if status < 0 else signal.SIGTERM)
+    found, out, err = output_of(process)
+    assert found == status
+    assert said in err
+    assert 'Error when' not in err
+    wait_until(lambda: not left_of(run))
+
+
+def test_signal_handler_of_the_script_is_left_alone(tmp_path):
+    process = main_script(tmp_path, '''
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print(executor.submit(pow, 2, 3).result())
+        ''')
+    assert output_of(process)[:2] == (0, 'mine\n8\n')
+
+
+def test_runs_side_by_side_get_their_own_results(tmp_path):
+    processes = []
+    for n in range(4):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        processes.append(main_script(folder, '''
+            n = int(sys.argv[1])
+            with rios_awsbatch.AWSBatchExecutor(2) as executor:
+                results = list(executor.map(lambda x: (n, x), range(100), buffersize=16))
+            assert results == [(n, x) for x in range(100)], results
+            ''', str(n)))
+    assert [output_of(process)[0] for process in processes] == [0] * 4
+
+
+def test_worker_gives_its_block_back_on_sigterm():
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, 60)
+        victim = executor.submit(os.getpid).result(30)
+        start = time.monotonic()
+        futures = [executor.submit(square, x, 0.7) for x in range(4)]
+        time.sleep(0.4)
+        os.kill(victim, signal.SIGTERM)
+        assert [future.result(60) for future in futures] == [0, 1, 4, 9]
+        assert time.monotonic() - start < 60
+
+
+def refused(caplog):
+    return [record for record in caplog.records if 'refused' in record.getMessage()]
+
+
+def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, tmp_path):
+    """Forged, cut short, of another run, signed with another key: none is unpickled."""
+    channel, marker = executor._channel, tmp_path / 'unpickled'
+
+    class Evil:
+        def __reduce__(self):
+            return pathlib.Path.touch, (marker,)
+    evil = rios_awsbatch.dumps(Evil())
+    futures = [executor.submit(square, x, 0.2) for x in range(12)]
+    other = rios_awsbatch.Channel('20260101T000000-00000000', b'other key', channel.bucket, channel.in_queue,
+                                  channel.out_queue, REGION)
+    forged, header = other.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
+    same_key = rios_awsbatch.Channel(other.run, channel.key, channel.bucket, channel.in_queue, channel.out_queue, REGION)
+    replayed, _ = same_key.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
+    to_worker, _ = channel.seal('worker', {'kind': 'call', 'id': 12, 'fn': '', 'tries': 0, 'label': '', 'scarce': True}, evil)
+    cut = forged[:100]
+    for body in (forged, replayed, to_worker, cut, 'nonsense', evil.hex()):
+        channel.send(channel.out_queue, [body])
+    assert [future.result(60) for future in futures] == [x * x for x in range(12)]
+    wait_until(lambda: len(refused(caplog)) == 6)
+    assert not marker.exists()
+
+
+def test_forged_calls_are_refused_and_the_run_goes_on(executor, tmp_path):
+    channel, marker = executor._channel, tmp_path / 'unpickled'
+
+    class Evil:
+        def __reduce__(self):
+            return pathlib.Path.touch, (marker,)
+    evil = rios_awsbatch.dumps(((Evil(),), {}))
+    digest = hashlib.sha256(rios_awsbatch.dumps(square)).hexdigest()
+    call = {'kind': 'call', 'id': 99, 'fn': digest, 'tries': 0, 'label': 'evil', 'scarce': True}
+    other = rios_awsbatch.Channel(executor.run, b'other key', channel.bucket, channel.in_queue, channel.out_queue, REGION)
+    forged, _ = other.seal('worker', call, evil)
+    stop, _ = other.seal('worker', {'kind': 'stop'})
+    signature, header, payload = channel.seal('worker', call, rios_awsbatch.dumps(((3,), {})))[0].split('\n')
+    swapped = '\n'.join((signature, header, forged.split('\n')[2]))
+    channel.send(channel.in_queue, [forged, stop, swapped, forged[:200]])
+    assert list(executor.map(square, range(20), timeout=60)) == [x * x for x in range(20)]
+    assert not marker.exists()
+
+
+def test_changed_object_is_refused(executor):
+    """Somebody overwrites the arguments of a call in the bucket."""
+    channel = executor._channel
+    image = numpy.zeros(10**6)
+    first = [executor.submit(square, 1, 1.0) for _ in range(6)]      # keep both workers busy
+    future = executor.submit(numpy.sum, image)
+    name = wait_until(lambda: [
+        item['Key'] for item in channel.s3.list_objects_v2(Bucket=channel.bucket, Prefix=channel.folder + 'call-').get('Contents', [])])[0]
+    channel.s3.put_object(Bucket=channel.bucket, Key=name, Body=rios_awsbatch.dumps(((image + 1,), {})))
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='tampered'):
+        future.result(60)
+    assert [each.result(60) for each in first] == [1] * 6
+
+
+def test_repeated_results_count_once(executor):
+    """Every message to the main script is sent twice more; the first answer wins."""
+    channel = executor._channel
+    futures = [executor.submit(square, x, 0.1) for x in range(10)]
+    for x in range(10):
+        wrong = rios_awsbatch.dumps(x * x)
+        body, _ = channel.seal('main', {'kind': 'result', 'id': x + 1, 'worker': '0', 'tries': 1}, wrong)
+        channel.send(channel.out_queue, [body, body])
+    assert [future.result(60) for future in futures] == [x * x for x in range(10)]
+    assert executor.stats()['done'] == 10
+
+
+@pytest.mark.parametrize('main, worker, said', [
+    ({'Python': '3.11.2'}, {'Python': '3.11.9'}, None),
+    ({'Python': '3.11.2'}, {'Python': '3.12.3'}, 'Python 3.11.2, but .* Python 3.12.3'),
+    ({'numpy': '2.1.0'}, {'numpy': '1.24.2'}, 'numpy'),
+    ({'numpy': '2.1.0'}, {'numpy': '1.26.4'}, None),
+    ({'numpy': '2.1.0'}, {}, None),
+    ({'cloudpickle': '3.1.1'}, {'cloudpickle': '2.2.0'}, 'cloudpickle'),
+    ({'rios_awsbatch': '1.0.0'}, {'rios_awsbatch': '1.0.3'}, None),
+    ({'rios_awsbatch': '1.0.0'}, {'rios_awsbatch': '1.1.0'}, 'build.sh')])
+def test_version_mismatch_is_one_sentence(main, worker, said):
+    found = rios_awsbatch.mismatch(main, worker)
+    assert re.search(said, found) if said else found is None
+
+
+def test_other_python_in_the_image_fails_the_run_at_once(monkeypatch):
+    mine = dict(rios_awsbatch.versions(), Python='3.5.1')
+    monkeypatch.setattr(rios_awsbatch, 'versions', lambda: mine)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor, match='main script has Python 3.5.1, but'):
+            executor.submit(square, 3).result(30)
+
+
+def test_missing_module_names_the_variable_to_set(executor):
+    def needs():
+        import skimage_of_nowhere
+        return skimage_of_nowhere
+    with pytest.raises(rios_awsbatch.AWSBatchException, match="No module named 'skimage_of_nowhere'.*PIP_PACKAGES"):
+        executor.submit(needs).result(60)
+
+
+def test_missing_module_of_an_argument_names_it(executor, tmp_path, monkeypatch):
+    (tmp_path / 'only_here.py').write_text('class Thing:\n    pass\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+    with pytest.raises(rios_awsbatch.AWSBatchException, match="'only_here'.*register_pickle_by_value"):
+        executor.submit(id, only_here.Thing()).result(60)
+
+
+def test_what_cannot_be_pickled_is_one_sentence(executor):
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='argument.*cannot be pickled'):
+        executor.submit(id, threading.Lock())
+    lock = threading.Lock()
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='The function <?locked>? cannot be pickled'):
+        def locked():
+            return lock
+        executor.submit(locked)
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='result of .* cannot be pickled'):
+        executor.submit(threading.Lock).result(60)
+    assert executor.submit(square, 3).result(60) == 9
+
+
+# ---------------------------------------------------------------------------------------------
+# The stack, and errors of AWS
+# ---------------------------------------------------------------------------------------------
+
+SAYS_ERROR = '''
+    try:
+        rios_awsbatch.AWSBatchExecutor(1)
+    except rios_awsbatch.AWSBatchException as error:
+        print(error)
+'''
+
+
+@pytest.mark.parametrize('changed, said', [
+    ({'RIOS_AWSBATCH_STACK': 'NoSuch'}, 'no stack "NoSuch" in region .*RIOS_AWSBATCH_STACK and '
+                                        'RIOS_AWSBATCH_REGION.*scripts/create.sh'),
+    ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': ''}, 'No AWS credentials.*aws configure'),
+    ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': '', 'AWS_PROFILE': 'nosuch'}, 'nosuch.*AWS_PROFILE'),
+    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': ''}, 'no AWS region "ap-southwest-9"'),
+    ({'AWS_ENDPOINT_URL': 'http://127.0.0.1:9'}, 'cannot be reached'),
+    ({'RIOS_AWSBATCH_STACK': 'S' * 41}, 'longer than 40')])
+def test_what_is_wrong_with_aws_is_one_sentence(tmp_path, changed, said):
+    if 'ap-southwest-9' in str(changed):        # no name of AWS's is asked for from a test
+        changed = dict(changed, AWS_ENDPOINT_URL='http://127.0.0.1:9')
+    env = {name: value for name, value in dict(os.environ, **changed).items() if value}
+    script = tmp_path / 'main.py'
+    script.write_text('import sys\nsys.path.insert(0, {!r})\nimport rios_awsbatch\n{}'.format(
+        str(ROOT), textwrap.dedent(SAYS_ERROR)))
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert re.search(said, done.stdout), done.stdout + done.stderr
+    assert done.stdout.count('\n') == 1
+
+
+def test_module_alone_is_enough(tmp_path):
+    (tmp_path / 'rios_awsbatch.py').write_bytes((ROOT / 'rios_awsbatch.py').read_bytes())
+    (tmp_path / 'main.py').write_text(textwrap.dedent('''
+        import rios_awsbatch
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            print(executor.submit(pow, 2, 5).result(), rios_awsbatch.__file__)
+        '''))
+    done = subprocess.run([sys.executable, 'main.py'], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == '32 {}\n'.format(tmp_path / 'rios_awsbatch.py'), done.stderr
