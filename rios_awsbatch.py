@@ -33,9 +33,9 @@ How a run works, and where each promise is kept:
 * Everything that travels is signed: see :class:`Channel`.
 * Calls go out in :meth:`AWSBatchExecutor._send_loop`, results come back in
   :meth:`AWSBatchExecutor._collect_loop`; the first answer to a call wins.
-* :meth:`AWSBatchExecutor._watch_loop` renews the run's lease, by which the
-  workers know that this script lives, and watches the Batch job, so that no
-  future waits for workers that can never come.
+* :meth:`AWSBatchExecutor._lease_loop` renews the run's lease, by which the
+  workers know that this script lives; :meth:`AWSBatchExecutor._watch_loop`
+  watches the Batch job, so that no future waits for workers that never come.
 """
 # MIT licence, see the file LICENSE.
 
@@ -740,7 +740,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                 tags={'Project': self._stack.get('BatchTag', 'rios')})['QueueUrl']
             setattr(self._channel, queue_name + '_queue', url)
         self._start_workers()
-        loops = [self._send_loop] * SENDERS + [self._collect_loop] * COLLECTORS + [self._watch_loop]
+        loops = [self._send_loop] * SENDERS + [self._collect_loop] * COLLECTORS + [self._lease_loop, self._watch_loop]
         for loop in loops:
             threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True).start()
 
@@ -1049,12 +1049,13 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     def _renew_lease(self):
         self._channel.s3.put_object(Bucket=self._channel.bucket, Key=self._channel.folder + 'lease', Body=json.dumps(
             {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS}).encode())
-        self._renewed = time.monotonic()
+
+    def _lease_loop(self):
+        while not self._ended.wait(LEASE_SECONDS / 4):
+            self._persist('renewing the lease of the run', self._renew_lease)
 
     def _watch_loop(self):
-        while not self._ended.wait(min(WATCH_SECONDS, LEASE_SECONDS / 4)):
-            if time.monotonic() > self._renewed + LEASE_SECONDS / 4:
-                self._persist('renewing the lease of the run', self._renew_lease)
+        while not self._ended.wait(WATCH_SECONDS):
             if self._calls and not self._broken and not self._closing:
                 self._persist('looking at the Batch job', self._watch_job)
 

@@ -1196,8 +1196,9 @@ class Scheduler(threading.Thread):
     def guard(self, line):
         """Tell the guardian that a job's session began (+) or ended (-)."""
         with self.lock:
-            self.guardian.stdin.write(f'{line}\n'.encode())
-            self.guardian.stdin.flush()
+            if not self.guardian.stdin.closed:
+                self.guardian.stdin.write(f'{line}\n'.encode())
+                self.guardian.stdin.flush()
 
     def instance_role(self, environment):
         """The role of the compute environment's instances, which a job without a job role has."""
@@ -2217,6 +2218,8 @@ class Server(socketserver.ThreadingTCPServer):
 
 def serve(port_file):
     """Serve until SIGTERM, or until whoever started this is gone."""
+    if os.getpid() != os.getpgid(0):             # a signal to local.sh's process group is not for this process
+        os.setsid()
     server = Server(('127.0.0.1', 0), Connection)
     endpoint = f'http://127.0.0.1:{server.server_address[1]}'
     server.aws = Aws(endpoint)
