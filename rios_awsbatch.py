@@ -61,6 +61,7 @@ import reprlib
 import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -779,7 +780,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         atexit.unregister(self._at_exit)
         _open_executors.discard(self)
         _restore_signals()
-        self._report.write(self.run, self._channel.requests)
+        self._report.write(id=self.run, submitted=next(self._ids) - 1, broken=self._broken,
+                           vcpus=self._stack.get('BatchVCPUS'), requests=dict(self._channel.requests))
         log.info('Run %s ended: %d blocks by %d workers', self.run, sum(self._done.values()), len(self._done))
 
     _cancelled = False
@@ -891,10 +893,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                             calls.append(call)
                             bodies.append(body)
                             size += len(body)
+                for call in calls:
+                    call.sent = time.time()
                 self._persist('sending calls to the workers',
                               lambda: self._channel.send(self._channel.in_queue, bodies))
-            for call in calls:
-                call.sent = time.time()
 
     def _seal_call(self, call, digest, payload):
         """Make the message for a call; (None, None) if it was cancelled."""
@@ -946,6 +948,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         elif kind == 'bye':
             with self._idle:
                 self._workers.pop(worker, None)
+                self._report.worker_ended(worker)
                 self._channel.requests.update(header['requests'])
                 self._idle.notify_all()
         else:
@@ -959,16 +962,19 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             return
         with self._idle:
             self._workers[worker] = found
+            self._report.worker_up(worker)
             self._seen_up = True
             self._idle.notify_all()
         log.info('Worker %s is up, %d of %d', worker, len(self._workers), self._max_workers)
 
     def _answer(self, header, text):
         """Settle the future that a result, an error or a given-up call belongs to."""
+        arrived = time.time()
         with self._lock:
             call = self._calls.get(header['id'])
-        if call is None:
-            return                  # answered before by another worker, or cancelled
+        if call is None:            # answered before by another worker, or cancelled
+            self._report.unwanted(header, arrived)
+            return
         error = result = None
         try:
             if header['kind'] == 'lost':
@@ -994,7 +1000,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             if self._calls.pop(call.id, None) is None:
                 return
             self._done[header.get('worker')] += 1
-            self._report.block(call, header, error)
+            self._report.block(call, header, error, arrived)
             self._idle.notify_all()
         if call.future.set_running_or_notify_cancel():
             if error is not None:
@@ -1201,44 +1207,119 @@ def _restore_signals():
 
 class _Report:
     """
-    The records of a run, for scripts/timeline.py: see "A report" in the README.
+    The records of a run, which scripts/timeline.py draws. Without a folder it keeps and does nothing.
+
+    FOLDER/run.json has an entry for the run, one for each worker that came up, and one for each block that
+    was answered. All times are seconds since the run began. Those of a block, in their order:
+
+    ==========  ================================================================================
+    queued      submit() has pickled the arguments and found room for them
+    sent        the main script sends the call; large arguments are in the bucket
+    received    a worker has the call
+    downloaded  ... and its arguments
+    started     ... and unpickles them and computes, having finished the block before
+    computed    ... and has pickled the result
+    uploaded    ... and sends the answer; a large result is in the bucket
+    arrived     the main script has the answer
+    collected   ... and has downloaded and unpickled the result
+    ==========  ================================================================================
+
+    Blocks that the main script computed have the worker "main". Of a block with several tries the times
+    are those of the last. An answer that came when its block was answered or cancelled already has no
+    label, and was not collected.
 
     Args:
         folder (str): where run.json is written; None for no report.
         workers (int): how many were asked for.
-    """
-    def __init__(self, folder, workers):
-        self.folder, self.workers, self.started = folder, workers, time.time()
-        self.blocks = []
-        if folder:
-            os.makedirs(folder, exist_ok=True)
 
-    def block(self, call, header, error):
+    Raises:
+        AWSBatchException: nothing can be written in that folder.
+    """
+    _AT_WORKER = ('received', 'downloaded', 'started', 'computed', 'uploaded')
+    _FIELDS = ('id', 'label', 'worker', 'tries', 'bytes_in', 'bytes_out', 'error', 'queued', 'sent', *_AT_WORKER,
+               'arrived', 'collected')
+
+    def __init__(self, folder, workers):
+        self.folder, self.asked, self.began = folder, workers, time.time()
+        self.blocks, self.workers = [], []      # values of _FIELDS; [worker, up, ended]
+        if folder:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise AWSBatchException('The report of the run cannot be written to the folder "{}": {}. Set '
+                                        'RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.'.format(
+                                            folder, error.strerror or error)) from error
+
+    def worker_up(self, worker):
         if self.folder:
-            times = {name: header.get(name) for name in ('received', 'downloaded', 'started', 'computed', 'uploaded')}
-            self.blocks.append(dict(
-                times, id=call.id, label=call.label, worker=header.get('worker'), queued=call.queued, sent=call.sent,
-                collected=time.time(), tries=header.get('tries'), bytes_in=call.bytes, bytes_out=header.get('bytes'),
-                error=None if error is None else '{}: {}'.format(type(error).__name__, error)))
+            self.workers.append([worker, time.time(), None])
+
+    def worker_ended(self, worker):
+        for entry in reversed(self.workers):
+            if entry[0] == worker:
+                entry[2] = time.time()
+                break
+
+    def block(self, call, header, error, arrived):
+        """A block that was answered by the message with this header."""
+        if self.folder:
+            self.blocks.append((
+                call.id, call.label, header.get('worker'), header.get('tries'), call.bytes, header.get('bytes'),
+                error and '{}: {}'.format(type(error).__name__, error)[:300],
+                call.queued, call.sent, *(header.get(name) for name in self._AT_WORKER), arrived, time.time()))
+
+    def unwanted(self, header, arrived):
+        """An answer to a call that was answered or cancelled before."""
+        if self.folder:
+            self.blocks.append((
+                header['id'], None, header.get('worker'), header.get('tries'), None, header.get('bytes'), None,
+                None, None, *(header.get(name) for name in self._AT_WORKER), arrived, None))
 
     def here(self, label, started):
         """A block that the main script computed itself."""
         if self.folder:
             now = time.time()
-            self.blocks.append({'id': None, 'label': label, 'worker': 'main', 'queued': started, 'started': started,
-                                'computed': now, 'collected': now, 'tries': 1, 'error': None})
+            self.blocks.append((None, label, 'main', 1, None, None, None, started, None, None, None, started, now,
+                                None, None, now))
 
-    def write(self, run, requests):
+    def write(self, **run):
+        """Write run.json, with what else there is to say of the run. An error is a warning."""
         if not self.folder:
             return
-        name = os.path.join(self.folder, 'run.json')
-        if os.path.exists(name):        # of an earlier run, which is kept
-            with open(name) as earlier:
-                os.replace(name, os.path.join(self.folder, 'run-{}.json'.format(json.load(earlier)['run']['id'])))
-        with open(name, 'w') as report:
-            json.dump({'run': {'id': run, 'stack': STACK_NAME, 'region': REGION, 'workers': self.workers,
-                               'started': self.started, 'ended': time.time(), 'requests': dict(requests)},
-                       'blocks': self.blocks}, report, indent=1)
+        path = os.path.join(self.folder, 'run.json')
+        try:
+            with open(path + '.part', 'w', encoding='utf-8') as report:
+                report.writelines(self._lines(run))
+            if os.path.exists(path):        # of an earlier run, which is kept
+                with open(path, encoding='utf-8') as earlier:
+                    os.replace(path, os.path.join(self.folder, 'run-{}.json'.format(json.load(earlier)['run']['id'])))
+            os.replace(path + '.part', path)
+        except (OSError, ValueError, LookupError) as error:
+            log.warning('The report of run %s could not be written to %s: %s', run['id'], path, error)
+
+    def _lines(self, run):
+        # The workers' clocks are AWS's and agree; that of the main script may be off. The answer that came
+        # quickest is taken to have taken no time, so nothing begins before it was sent or arrives before it left.
+        left, came = self._FIELDS.index('uploaded'), self._FIELDS.index('arrived')
+        behind = min((block[came] - block[left] for block in self.blocks if block[left]), default=0)
+
+        def since(moment, offset=0):
+            return moment and round(moment + offset - self.began, 4)
+
+        run = dict(run, workers=self.asked, stack=STACK_NAME, region=REGION, inline_bytes=INLINE_BYTES,
+                   began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.began)), ended=since(time.time()),
+                   worker_clocks_behind=round(behind, 4))
+        yield '{{"run": {},\n"workers": [\n'.format(json.dumps(run))
+        yield ',\n'.join(json.dumps({'worker': worker, 'up': since(up), 'ended': since(ended)})
+                         for worker, up, ended in self.workers)
+        yield '\n],\n"blocks": [\n'
+        for number, values in enumerate(self.blocks):
+            block = dict(zip(self._FIELDS, values))
+            for name in self._FIELDS[self._FIELDS.index('queued'):]:
+                block[name] = since(block[name], behind if name in self._AT_WORKER and block['worker'] != 'main' else 0)
+            yield (',\n' if number else '') + json.dumps(block)
+        yield '\n]}\n'
 
 
 # ---------------------------------------------------------------------------------------------

@@ -46,23 +46,29 @@ main() {
     if is_complete "$extra"; then
         return
     fi
-    if ! is_complete demo; then
+    if ! [[ -f $VENV/.setup-base && $(<"$VENV/.setup-base") == "$(base)" ]] || ! has_gdal "$VENV/bin/python"; then
         if [[ -n ${PYTHON:-} ]]; then
             has_gdal "$PYTHON" || die "PYTHON=$PYTHON cannot import GDAL with numpy ('from osgeo import gdal_array'). Name a Python that can, or leave PYTHON unset."
         else
             install_system_packages
         fi
         make_venv "${PYTHON:-$SYSTEM_PYTHON}"
+        base >"$VENV/.setup-base"
     fi
     install_extra "$extra"
     stamp "$extra" >"$VENV/.setup-$extra"
     say "done, in $VENV"
 }
 
-# What the environment was made from. If any of it changes, the set-up is done again: the folder too,
-# since an environment does not survive a move.
+# What the environment was made from. If that changes it is made anew, and the folder belongs to it since an
+# environment does not survive a move.
+base() {
+    printf '%s\n' "$ROOT" "${PYTHON:-$SYSTEM_PYTHON}"
+}
+
+# What was installed into it.
 stamp() {
-    printf '%s\n' "$ROOT" "${PYTHON:-$SYSTEM_PYTHON}" "$1"
+    base
     cksum <"$ROOT/setup.cfg"
 }
 
@@ -108,6 +114,7 @@ install_system_packages() {
 
 make_venv() {
     say "making the virtual environment .venv with $("$1" --version) and GDAL $("$1" -c 'from osgeo import gdal; print(gdal.__version__)')"
+    [[ ! -L $VENV ]] || die "$VENV is a link to another folder's environment. Remove the link."
     quietly "$1" -m venv --clear --system-site-packages "$VENV" ||
         die "$1 could not make a virtual environment."
     # A Python that is itself a virtual environment passes on only what its own base has.
