@@ -234,6 +234,8 @@ class Worker:
         except Refused as refused:
             raise rios_awsbatch.AWSBatchException(
                 'The function of {} was tampered with on its way: {}.'.format(task.header['label'], refused)) from None
+        except AWS_ERRORS as error:     # it could not be downloaded, which is not the call's fault
+            self._fail(error)
 
     def _function(self, digest):
         """The function with this SHA-256, which is downloaded once."""
@@ -337,6 +339,8 @@ class Worker:
             log.warning('A message was refused: %s', refused)
             return self._forget([receipt])
         if header['kind'] == 'stop':
+            if self.stopping:           # this one is for another worker
+                self.channel.send(self.channel.in_queue, [message['Body']])
             self._forget([receipt])
             return self._stop()
         tries = header['tries'] + int(message['Attributes']['ApproximateReceiveCount'])
@@ -440,7 +444,7 @@ class Worker:
             os._exit(0)
         log.error('%s', rios_awsbatch.explain(error, 'working for a run') if isinstance(error, AWS_ERRORS)
                   else ''.join(traceback.format_exception(type(error), error, error.__traceback__)))
-        os._exit(1)
+        os._exit(EXIT_TERMINATED if rios_awsbatch.is_temporary(error) else 1)
 
     def _end_on_signal(self):
         """
