@@ -502,7 +502,8 @@ def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, tmp_pa
     forged, header = other.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
     same_key = rios_awsbatch.Channel(other.run, channel.key, channel.bucket, channel.in_queue, channel.out_queue, REGION)
     replayed, _ = same_key.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
-    to_worker, _ = channel.seal('worker', {'kind': 'call', 'id': 12, 'fn': '', 'tries': 0, 'label': '', 'scarce': True}, evil)
+    to_worker, _ = channel.seal(
+        'worker', {'kind': 'call', 'id': 12, 'fn': '', 'tries': 0, 'label': '', 'scarce': True}, evil)
     cut = forged[:100]
     for body in (forged, replayed, to_worker, cut, 'nonsense', evil.hex()):
         channel.send(channel.out_queue, [body])
@@ -536,8 +537,8 @@ def test_changed_object_is_refused(executor):
     image = numpy.zeros(10**6)
     first = [executor.submit(square, 1, 1.0) for _ in range(6)]      # keep both workers busy
     future = executor.submit(numpy.sum, image)
-    name = wait_until(lambda: [
-        item['Key'] for item in channel.s3.list_objects_v2(Bucket=channel.bucket, Prefix=channel.folder + 'call-').get('Contents', [])])[0]
+    name = wait_until(lambda: channel.s3.list_objects_v2(
+        Bucket=channel.bucket, Prefix=channel.folder + 'call-').get('Contents'))[0]['Key']
     channel.s3.put_object(Bucket=channel.bucket, Key=name, Body=rios_awsbatch.dumps(((image + 1,), {})))
     with pytest.raises(rios_awsbatch.AWSBatchException, match='tampered'):
         future.result(60)
@@ -637,6 +638,35 @@ def test_what_is_wrong_with_aws_is_one_sentence(tmp_path, changed, said):
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
     assert re.search(said, done.stdout), done.stdout + done.stderr
     assert done.stdout.count('\n') == 1
+
+
+@pytest.mark.parametrize('status, said', [
+    ('CREATE_IN_PROGRESS', 'still being created'),
+    ('ROLLBACK_COMPLETE', 'state ROLLBACK_COMPLETE.*delete.sh.*create.sh'),
+    ('DELETE_IN_PROGRESS', 'state DELETE_IN_PROGRESS')])
+def test_stack_that_is_not_ready_is_one_sentence(tmp_path, status, said):
+    with small_stack('Unready') as name:
+        local_aws('stack', {'region': REGION, 'name': name, 'status': status})
+        test_what_is_wrong_with_aws_is_one_sentence(tmp_path, {'RIOS_AWSBATCH_STACK': name}, said)
+        local_aws('stack', {'region': REGION, 'name': name, 'status': 'CREATE_COMPLETE'})
+
+
+def test_stack_of_somebody_else_is_one_sentence(tmp_path):
+    with small_stack('NotOurs') as name:
+        test_what_is_wrong_with_aws_is_one_sentence(
+            tmp_path, {'RIOS_AWSBATCH_STACK': name}, 'has no output BatchBucket .*not created from this')
+
+
+@contextlib.contextmanager
+def small_stack(name):
+    """A stack that is not ours: one log group."""
+    cloudformation = client('cloudformation')
+    name += '-{}'.format(random.getrandbits(32))
+    cloudformation.create_stack(StackName=name, TemplateBody=json.dumps(
+        {'Resources': {'Group': {'Type': 'AWS::Logs::LogGroup', 'Properties': {'LogGroupName': name}}}}))
+    cloudformation.get_waiter('stack_create_complete').wait(StackName=name, WaiterConfig={'Delay': 1})
+    yield name
+    cloudformation.delete_stack(StackName=name)
 
 
 def test_module_alone_is_enough(tmp_path):

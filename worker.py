@@ -154,9 +154,10 @@ class Worker:
     def __init__(self, channel, keeper, idle):
         self.channel, self.keeper, self.idle = channel, keeper, idle
         self.number = os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX', '0')
-        self.changed = threading.Condition()    # of the next five
+        self.changed = threading.Condition()    # of what follows here
         self.ready = collections.deque()        # tasks at hand
         self.current = self.started = None      # the task that is computed, and since when
+        self.fetching = False                   # a request for calls is under way
         self.stopping = False                   # no more calls are fetched
         self.patient = False                    # a call was given back: fetch none until the current is done
         self.pace = None                        # seconds that a call has taken of late
@@ -195,13 +196,16 @@ class Worker:
             self.changed.wait_for(lambda: self.ready or self.stopping)
             if not self.ready:
                 return None
-            self.current, self.started = self.ready.popleft(), time.monotonic()
+            self.current = self.ready.popleft()
             suspect = self.current.tries > 1
             if suspect:
+                # A worker ended with this call in hand. Should it kill this one too, then no other with it.
+                self.patient = True
+                self.changed.wait_for(lambda: not self.fetching)
                 self._give_back_ready()
+            self.started = time.monotonic()
             self.changed.notify_all()
         if suspect:
-            # A worker ended with this call in hand. Should it kill this one too, then no other with it.
             self.outbox.join()
         return self.current
 
@@ -293,6 +297,8 @@ class Worker:
             for message in messages:
                 self._take(message)
             with self.changed:
+                self.fetching = False
+                self.changed.notify_all()
                 busy = self.current or self.ready
             if messages or busy:
                 last = time.monotonic()
@@ -307,6 +313,7 @@ class Worker:
                 ahead = AHEAD_SECONDS + self.download
                 if self.current is None and not self.ready:
                     room = 1 if self.scarce or not self.pace else ahead / self.pace
+                    self.fetching = True
                     return self._count(room), min(rios_awsbatch.LONG_POLL_SECONDS, max(1, int(self.idle)))
                 if self.current is None:
                     pass                            # the main thread is about to take it
@@ -319,6 +326,7 @@ class Worker:
                         continue
                     left = max(0, self.pace - elapsed) + len(self.ready) * self.pace
                     if left < ahead:
+                        self.fetching = True
                         return self._count((ahead - left) / self.pace), 1
                     self.changed.wait(left - ahead)
                     continue
