@@ -45,6 +45,7 @@ import collections
 import concurrent.futures
 import contextlib
 import copy
+import copyreg
 import functools
 import hashlib
 import hmac
@@ -64,6 +65,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 
 import boto3
@@ -89,7 +91,7 @@ LEASE_SECONDS = 180         # workers stop this long after the main script was l
 WATCH_SECONDS = 5           # how often the Batch job is looked at
 RUNNABLE_SECONDS = 300      # no worker after this long is worth a warning
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
-COLLECT_SECONDS = 300       # ample time to download a result
+ROUNDS_AHEAD = 2            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
 # How much may be on its way.
 INLINE_BYTES = 192 * 1024   # a larger payload costs less by way of S3, see "Cost" in the README
@@ -733,10 +735,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         self._channel = Channel(self.run, secrets.token_bytes(32), self._stack['BatchBucket'], None, None, REGION)
         self._batch = make_client('batch', REGION, self._channel.requests)
         self._renew_lease()
-        for queue_name, visibility in (('in', VISIBILITY_SECONDS), ('out', COLLECT_SECONDS)):
+        for queue_name in ('in', 'out'):
             url = self._channel.sqs.create_queue(
                 QueueName='{}_{}'.format(self._name, queue_name),
-                Attributes={'VisibilityTimeout': str(visibility), 'SqsManagedSseEnabled': 'true',
+                Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
                             'MessageRetentionPeriod': str(RETENTION_SECONDS)},
                 tags={'Project': self._stack.get('BatchTag', 'rios')})['QueueUrl']
             setattr(self._channel, queue_name + '_queue', url)
@@ -922,18 +924,20 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     # Answers back ------------------------------------------------------------------------------
 
     def _collect_loop(self):
-        channel, receipts, most, deleted = self._channel, [], BATCH_ENTRIES, time.monotonic()
+        channel, receipts, most, since = self._channel, [], BATCH_ENTRIES, time.monotonic()
+        soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
         while not self._ended.is_set():
+            wait = LONG_POLL_SECONDS if not receipts else min(LONG_POLL_SECONDS, max(1, int(soon)))
             messages = self._persist('receiving results', lambda: channel.receive(
-                channel.out_queue, LONG_POLL_SECONDS, most)) or []
+                channel.out_queue, wait, most)) or []
             for message in messages:
                 header = self._collect(message['Body'])
                 receipts.append(message['ReceiptHandle'])
                 # Large results are taken one by one, so that all collectors have some to download.
                 most = 1 if 'object' in header else BATCH_ENTRIES
-            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > deleted + COLLECT_SECONDS / 4:
+            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > since + soon:
                 self._persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
-                receipts, deleted = [], time.monotonic()
+                receipts, since = [], time.monotonic()
 
     def _collect(self, body):
         """Handle one message from a worker; its header."""
@@ -1295,7 +1299,7 @@ class _Report:
                 with open(path, encoding='utf-8') as earlier:
                     os.replace(path, os.path.join(self.folder, 'run-{}.json'.format(json.load(earlier)['run']['id'])))
             os.replace(path + '.part', path)
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             log.warning('The report of run %s could not be written to %s: %s', run['id'], path, error)
 
     def _lines(self, run):
@@ -1327,12 +1331,36 @@ class _Report:
 # ---------------------------------------------------------------------------------------------
 
 def _import_rios(module, name):
-    """A class of the installed RIOS; None if there is no RIOS, or it has no such class."""
+    """A class of the installed RIOS; None if there is no RIOS, or not this generation of it."""
     if 'RIOSRun' in os.environ:
         return None         # in a worker, which starts faster without RIOS until a block asks for it
-    with contextlib.suppress(ImportError, AttributeError):
+    try:
         return getattr(importlib.import_module(module), name)
-    return None
+    except ImportError:
+        return None
+    except AttributeError as error:
+        log.warning('%s', _rios_has_changed(error))
+        return None
+
+
+def _rios_has_changed(detail):
+    import rios
+    return AWSBatchException(
+        'RIOS {} has changed what rios_awsbatch {} builds on ({}). Look for a newer rios_awsbatch, or use RIOS '
+        '2.0.9.'.format(getattr(rios, '__version__', 'of this version'), __version__, detail))
+
+
+@contextlib.contextmanager
+def _known_rios():
+    """Calls into RIOS inside the block that do not fit this RIOS any more are told as such."""
+    try:
+        yield
+    except (AttributeError, ImportError, KeyError, TypeError) as error:
+        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+        missing = isinstance(error, ImportError) and (error.name or '').startswith('rios.')
+        if innermost.f_code.co_filename != __file__ and not missing:
+            raise           # RIOS itself stumbles over something, or is not in the worker's image
+        raise _rios_has_changed('{}: {}'.format(type(error).__name__, error)) from error
 
 
 class _StandInJobManager:
@@ -1394,7 +1422,8 @@ class AWSBatchJobManager(_JobManager):
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
 
     The first block of a round is computed in the main script, and the others by numSubJobs - 1
-    workers. While no worker is up yet, the main script computes the others as well.
+    workers. While no worker is up yet, the main script computes the others as well. RIOS goes on to
+    the next round while up to ROUNDS_AHEAD earlier ones are still with the workers.
 
     Args:
         numSubJobs (int): how many blocks are computed at a time, from controls.setNumThreads().
@@ -1411,10 +1440,39 @@ class AWSBatchJobManager(_JobManager):
         super().__init__(numSubJobs)
         self.executor = None
         self._function = None
+        self._rounds = collections.deque()      # those that RIOS has not been given yet
         if numSubJobs > 1:
             self.executor = AWSBatchExecutor(numSubJobs - 1)
             # RIOS calls finalise() only when all went well.
             weakref.finalize(self, self.executor.shutdown, cancel_futures=True)
+
+    def runSubJobs(self, function, fnInputs):
+        """
+        Compute a round of blocks.
+
+        RIOS writes blocks in the order in which it is given them, so applier.apply() is given them some
+        rounds later, and the workers always have a next block. With its last round it is given all.
+
+        Args:
+            function: the user function.
+            fnInputs (list): a RIOS JobInfo for each block.
+
+        Returns:
+            list: the outputs of blocks, in their order.
+
+        Raises:
+            As :meth:`gatherAllOutputs`.
+        """
+        cls = type(fnInputs[-1])
+        if (cls.__module__, cls.__name__) != ('rios.applier', 'RIOSJobInfo'):
+            return super().runSubJobs(function, fnInputs)       # who knows what is done with them
+        jobs = self.startAllJobs(function, fnInputs)
+        self.waitOnJobs(jobs)
+        self._rounds.append(jobs)
+        outputs = []
+        while len(self._rounds) > (0 if fnInputs[-1].info.isLastBlock() else ROUNDS_AHEAD):
+            outputs += self.gatherAllOutputs(self._rounds.popleft())
+        return outputs
 
     def startAllJobs(self, function, jobInputs):
         """
@@ -1466,6 +1524,9 @@ class AWSBatchJobManager(_JobManager):
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
+        with self._ended_on_error():
+            if self._rounds:
+                raise AWSBatchException('RIOS ended with {} rounds of blocks not written.'.format(len(self._rounds)))
         if self.executor is not None:
             self.executor.shutdown()
 
@@ -1504,24 +1565,14 @@ _REMOTE = ('/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vs
 class _Rios2:
     """The parts of RIOS 2 that are used here, found when they are first needed."""
     def __init__(self):
-        try:
-            for module, names in (
-                    ('rios.structures', 'ApplierBlockDefn BlockAssociations BlockBuffer RasterizationMgr '
-                                        'TempfileManager Timers WorkerErrorRecord ConcurrencyStyle'),
-                    ('rios.imagereader', 'ReadWorkerMgr readBlockOneFile'),
-                    ('rios.readerinfo', 'makeReaderInfo'),
-                    ('rios.rioserrors', 'TimeoutError')):
-                for name in names.split():
-                    setattr(self, name, getattr(importlib.import_module(module), name))
-        except AttributeError as error:
-            raise _rios_has_changed(error) from error
-
-
-def _rios_has_changed(detail):
-    import rios
-    return AWSBatchException(
-        'RIOS {} has changed what rios_awsbatch {} builds on ({}). Look for a newer rios_awsbatch, or use RIOS '
-        '2.0.9.'.format(getattr(rios, '__version__', 'of this version'), __version__, detail))
+        for module, names in (
+                ('rios.structures', 'ApplierBlockDefn BlockAssociations BlockBuffer RasterizationMgr '
+                                    'TempfileManager Timers WorkerErrorRecord ConcurrencyStyle'),
+                ('rios.imagereader', 'ReadWorkerMgr readBlockOneFile'),
+                ('rios.readerinfo', 'makeReaderInfo'),
+                ('rios.rioserrors', 'TimeoutError')):
+            for name in names.split():
+                setattr(self, name, getattr(importlib.import_module(module), name))
 
 
 class _BlockFunction:
@@ -1535,24 +1586,43 @@ class _BlockFunction:
         self.userFunction, self.infiles, self.workinggrid, self.allInfo = userFunction, infiles, workinggrid, allInfo
         self.controls = copy.copy(controls)
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
-        self.otherArgs = dumps(otherArgs)
-        self.reader = None
+        from osgeo import osr
+        copyreg.pickle(osr.SpatialReference, _reduce_system)            # of vectors in allInfo
+        self.otherArgs = _pickled(otherArgs, 'otherArgs')
+        self.unchanged = self.reader = None
 
     def __call__(self, block, inputs):
-        rios = _Rios2()
-        blockDefn = rios.ApplierBlockDefn(*block)
-        timings = rios.Timers()
-        if inputs is None:
-            self.reader = self.reader or _Reader(rios, self)
-            with timings.interval('reading'):
-                inputs = self.reader.read(blockDefn)
-        info = rios.makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
-        outputs = rios.BlockAssociations()
+        from osgeo import gdal
+        gdal.UseExceptions()        # as in applier.apply()
+        with _known_rios():
+            rios = _Rios2()
+            blockDefn = rios.ApplierBlockDefn(*block)
+            timings = rios.Timers()
+            if inputs is None:
+                self.reader = self.reader or _Reader(rios, self)
+                with timings.interval('reading'):
+                    inputs = self.reader.read(blockDefn)
+            info = rios.makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
+            outputs = rios.BlockAssociations()
         otherArgs = pickle.loads(self.otherArgs)
+        if self.unchanged is None:
+            self.unchanged = dumps(otherArgs)       # as pickled here: not always the same bytes
         with timings.interval('userfunction'):
             self.userFunction(info, inputs, outputs, *([] if otherArgs is None else [otherArgs]))
-        changed = dumps(otherArgs)
-        return outputs, timings, None if changed == self.otherArgs else changed
+        changed = _pickled(otherArgs, 'otherArgs, as the user function leaves it,')
+        return outputs, timings, None if changed == self.unchanged else changed
+
+
+def _reduce_system(system):
+    """How a coordinate system is pickled, which GDAL does not know."""
+    return _restore_system, (system.ExportToWkt(['FORMAT=WKT2']), system.GetAxisMappingStrategy())
+
+
+def _restore_system(wkt, strategy):
+    from osgeo import osr
+    system = osr.SpatialReference(wkt)
+    system.SetAxisMappingStrategy(strategy)
+    return system
 
 
 class _Reader:
@@ -1560,6 +1630,7 @@ class _Reader:
     def __init__(self, rios, function):
         self.rios, self.function = rios, function
         self.tmpfileMgr = rios.TempfileManager(None)
+        weakref.finalize(self, self.tmpfileMgr.cleanup)     # at the end of the worker too
         self.rasterizeMgr = rios.RasterizationMgr()
         self.threads = concurrent.futures.ThreadPoolExecutor(max(1, function.controls.concurrency.numReadWorkers))
         self.opened = threading.local()         # GDAL objects must not be shared by threads
@@ -1573,8 +1644,6 @@ class _Reader:
         return inputs
 
     def _read_one(self, blockDefn, file):
-        from osgeo import gdal
-        gdal.UseExceptions()
         cache = self.opened.__dict__.setdefault('cache', {})
         function = self.function
         return self.rios.readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr,
@@ -1596,9 +1665,10 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.executor = self.reader = None
+        self.executor = self.rios = self.timings = self.reader = self.inBlockBuffer = None
         self.outObjList = []
         self.threads = []
+        self.answers = queue.SimpleQueue()
         self.stopped = threading.Event()
 
     def startWorkers(self, numWorkers=None, **given):
@@ -1615,75 +1685,85 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
                 computeBarrierTimeout; or this RIOS is not one that we know.
         """
         try:
-            (userFunction, infiles, otherArgs, controls, blockList, self.inBlockBuffer, self.outBlockBuffer, workinggrid,
-             allInfo, tmpfileMgr, self.exceptionQue) = (given[name] for name in (
-                 'userFunction', 'infiles', 'otherArgs', 'controls', 'blockList', 'inBlockBuffer', 'outBlockBuffer',
-                 'workinggrid', 'allInfo', 'tmpfileMgr', 'exceptionQue'))
-        except KeyError as error:
-            raise _rios_has_changed('startWorkers() without {}'.format(error)) from error
-        self.rios = _Rios2()
-        self.timings = self.rios.Timers()
-        concurrency = controls.concurrency
-        function = _BlockFunction(userFunction, infiles, otherArgs, controls, workinggrid, allInfo)
-        self.executor = AWSBatchExecutor(numWorkers)
-        if concurrency.computeWorkersRead == 'auto' and not all(
-                any(mark in filename for mark in _REMOTE) for _, _, filename in infiles):
-            self._read_here(infiles, allInfo, controls, tmpfileMgr, workinggrid, blockList)
-        self._lift_timeouts(concurrency)
-        self.room = threading.Semaphore(4 * numWorkers)     # blocks that are on their way
-        self.answers = queue.SimpleQueue()
-        self.pending = len(blockList)
-        for loop in (functools.partial(self._feed, function, blockList), self._deliver):
-            self.threads.append(threading.Thread(target=loop, name='rios_awsbatch', daemon=True))
-            self.threads[-1].start()
-        try:
-            up = self.executor.wait_for_workers(1, concurrency.computeBarrierTimeout)
-        except BrokenAWSBatchExecutor:
-            raise AWSBatchException(self.executor._broken) from None
-        if not up:
-            raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
-                concurrency.computeBarrierTimeout, RUNNABLE_CAUSES))
+            self._start(numWorkers, **given)
+        except BaseException:
+            self.shutdown()         # RIOS does it for an Exception, but not when the script is interrupted
+            raise
 
-    def _read_here(self, infiles, allInfo, controls, tmpfileMgr, workinggrid, blockList):
+    def _start(self, numWorkers, **given):
+        with _known_rios():
+            (userFunction, infiles, otherArgs, controls, blockList, workinggrid, allInfo) = (given[name] for name in (
+                'userFunction', 'infiles', 'otherArgs', 'controls', 'blockList', 'workinggrid', 'allInfo'))
+            self.inBlockBuffer, self.outBlockBuffer, self.exceptionQue = (given[name] for name in (
+                'inBlockBuffer', 'outBlockBuffer', 'exceptionQue'))
+            self.rios = _Rios2()
+            self.timings = self.rios.Timers()
+            self.blockList, self.concurrency = blockList, controls.concurrency
+            self._lift_timeouts()
+            function = _BlockFunction(userFunction, infiles, otherArgs, controls, workinggrid, allInfo)
+        self.executor = AWSBatchExecutor(numWorkers)
+        if self.concurrency.computeWorkersRead == 'auto' and not all(
+                any(mark in filename for mark in _REMOTE) for _, _, filename in infiles):
+            with _known_rios():
+                self._read_here(infiles, allInfo, controls, given['tmpfileMgr'], workinggrid)
+        self.room = threading.Semaphore(4 * numWorkers)     # blocks that are on their way
+        for loop in (functools.partial(self._feed, function), self._deliver):
+            self.threads.append(threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True))
+            self.threads[-1].start()
+        if not self.executor.wait_for_workers(1, self.concurrency.computeBarrierTimeout):
+            raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
+                self.concurrency.computeBarrierTimeout, RUNNABLE_CAUSES))
+
+    def _read_here(self, infiles, allInfo, controls, tmpfileMgr, workinggrid):
         """Have RIOS read the blocks in the main script, as it does for computeWorkersRead=False."""
         controls = copy.copy(controls)
         controls.concurrency = copy.copy(controls.concurrency)
         controls.concurrency.numReadWorkers = readers = max(1, controls.concurrency.numReadWorkers)
         self.inBlockBuffer = self.rios.BlockBuffer(infiles, readers, None, None, 'read')
-        self.reader = self.rios.ReadWorkerMgr()
-        self.reader.startReadWorkers(blockList, infiles, allInfo, controls, tmpfileMgr, self.rios.RasterizationMgr(),
-                                     workinggrid, self.inBlockBuffer, self.timings, self.exceptionQue)
+        self._lift_timeouts()
+        reader = self.rios.ReadWorkerMgr()
+        reader.startReadWorkers(self.blockList, infiles, allInfo, controls, tmpfileMgr, self.rios.RasterizationMgr(),
+                                workinggrid, self.inBlockBuffer, self.timings, self.exceptionQue)
+        self.reader = reader
 
-    def _lift_timeouts(self, concurrency):
+    def _lift_timeouts(self):
         """
         RIOS's buffers give up on workers that are silent for some seconds, so as never to wait for ever for
         one that has died. The executor sees to that, and instances of AWS take minutes to start.
         """
-        if concurrency.computeBufferPopTimeout == self.rios.ConcurrencyStyle().computeBufferPopTimeout:
+        if self.concurrency.computeBufferPopTimeout == self.rios.ConcurrencyStyle().computeBufferPopTimeout:
             self.outBlockBuffer.popTimeout = None       # else the user's own
+        self.outBlockBuffer.insertTimeout = 1           # _insert() tries again
         if self.inBlockBuffer is not None:
             self.inBlockBuffer.insertTimeout = None
             self.inBlockBuffer.popTimeout = 1           # _next_block() looks for errors this often
 
-    def _feed(self, function, blockList):
-        """Thread: send a call for each block, no more than there is room for."""
+    def _guarded(self, loop):
+        """Thread: run a loop; should it fail, RIOS learns of it."""
         try:
-            for blockDefn in blockList:
-                inputs = None
-                while not self.room.acquire(timeout=1):
-                    if self.stopped.is_set():
-                        return
-                if self.inBlockBuffer is not None:
-                    blockDefn, inputs = self._next_block()
-                if self.stopped.is_set():
-                    return
-                block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
-                future = self.executor.submit(function, block, inputs)
-                future.add_done_callback(lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+            loop()
         except Exception as error:
-            failed = concurrent.futures.Future()
-            failed.set_exception(error)
-            self.answers.put((blockList[0], failed))
+            self._fail(error)
+
+    def _fail(self, error):
+        """Have RIOS raise an error: it looks for one after each block, so it is given an empty one."""
+        if not self.stopped.is_set():
+            self.stopped.set()
+            self.exceptionQue.put(self.rios.WorkerErrorRecord(error, 'compute'))
+            self._insert(self.blockList[0], self.rios.BlockAssociations())
+
+    def _feed(self, function):
+        """Send a call for each block, no more than there is room for."""
+        for blockDefn in self.blockList:
+            inputs = None
+            self.room.acquire()
+            if self.inBlockBuffer is not None:
+                blockDefn, inputs = self._next_block()
+            if self.stopped.is_set():
+                return
+            block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
+            future = self.executor.submit(function, block, inputs)
+            future.add_done_callback(lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
 
     def _next_block(self):
         """Wait for a block from the readers (blockDefn, inputs)."""
@@ -1695,24 +1775,21 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
         return None, None
 
     def _deliver(self):
-        """Thread: give results to RIOS as they come, until all are there or one is an exception."""
-        while self.pending and not self.stopped.is_set():
+        """Give results to RIOS as they come, until all are there or one is an exception."""
+        for _ in self.blockList:
             blockDefn, future = self.answers.get()
-            self.pending -= 1
-            if self.stopped.is_set() or future.cancelled():
+            if self.stopped.is_set():
                 return
-            error = future.exception()
-            if error is None:
-                outputs, timings, changed = future.result()
-                self.timings.merge(timings)
-                if changed is not None:
-                    self.outObjList.append(pickle.loads(changed))
-            else:
-                self.stopped.set()
-                self.exceptionQue.put(self.rios.WorkerErrorRecord(error, 'compute'))
-                outputs = self.rios.BlockAssociations()     # RIOS looks for exceptions after each block
+            if future.exception() is not None:
+                self._fail(future.exception())
+                return
+            outputs, timings, changed = future.result()
+            self.timings.merge(timings)
+            if changed is not None:
+                self.outObjList.append(pickle.loads(changed))
             with self.timings.interval('insert_computebuffer'):
                 self._insert(blockDefn, outputs)
+            future = outputs = None
             self.room.release()
 
     def _insert(self, blockDefn, outputs):
@@ -1720,29 +1797,31 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
             try:
                 return self.outBlockBuffer.insertCompleteBlock(blockDefn, outputs)
             except self.rios.TimeoutError:      # the main script is still writing
-                if self.stopped.wait(0.1):
+                if self.stopped.is_set():
                     return
 
     def shutdown(self):
         """End the run. RIOS calls this after the last block, and after any error."""
         self.stopped.set()
-        if self.executor is None:
-            return
-        self.executor.shutdown(cancel_futures=True)
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+        for buffer in (self.inBlockBuffer, self.outBlockBuffer if self.threads else None):
+            if buffer is not None and self.rios is not None:
+                self._drain(buffer)
         if self.threads:
-            self.answers.put((None, concurrent.futures.Future()))
-        drains = [buffer for buffer in (self.outBlockBuffer, self.inBlockBuffer) if buffer is not None]
-        threading.Thread(target=self._drain, args=(drains,), daemon=True).start()
+            self.room.release()
+            self.answers.put((None, None))
         for thread in self.threads:
             thread.join()
         if self.reader is not None:
             self.reader.shutdown()
-        self.outObjList.append(self.timings)
+        if self.timings is not None:
+            self.outObjList.append(self.timings)
+            self.timings = None         # RIOS calls this again where startWorkers() has failed
 
-    def _drain(self, buffers):
-        """Thread: take what is left in RIOS's buffers, so that no thread waits for room in them."""
-        for buffer in buffers:
-            buffer.popTimeout = 1
-            with contextlib.suppress(self.rios.TimeoutError):
-                while True:
-                    buffer.popNextBlock()
+    def _drain(self, buffer):
+        """Take what is left in one of RIOS's buffers, so that no thread waits for room in it any more."""
+        buffer.insertTimeout, buffer.popTimeout = 1, 0
+        with contextlib.suppress(self.rios.TimeoutError):
+            while True:
+                buffer.popNextBlock()

@@ -154,7 +154,7 @@ class Meter:
         self.found['seconds'] = time.perf_counter() - self.started
         after = self._cpu()
         self.found['cpu'] = {who: after[who] - self.before[who] for who in after}
-        self.found['worker_mb'] = max((peak_mb(pid) for pid in self.pids if os.path.exists('/proc/{}'.format(pid))), default=0)
+        self.found['worker_mb'] = max(map(peak_mb, self.pids))
         self.found['wire'] = dict(self.wire.bytes)
 
     def _cpu(self):
@@ -192,8 +192,8 @@ def dollars(requests):
 @contextlib.contextmanager
 def metered(blocks):
     """
-    Measure the run of whatever makes an executor inside the block: RIOS makes its own. Gives a dict of what was found,
-    which is complete after the block.
+    Measure the run of whatever makes an executor inside the block, as RIOS does. Gives a dict of what was found, which
+    is complete after the block.
     """
     cls, meter = rios_awsbatch.AWSBatchExecutor, Meter()
     init, shutdown = cls.__init__, cls.shutdown
@@ -318,6 +318,7 @@ def rios(side, seconds, workers, version):
     controls.setWindowXsize(64)
     controls.setWindowYsize(64)
     controls.setOutputDriverName('GTiff')
+    controls.setCreationOptions(['TILED=YES', 'BLOCKXSIZE=64', 'BLOCKYSIZE=64'])
     controls.setCalcStats(False)
     if version == 1:
         controls.setNumThreads(workers)
@@ -395,9 +396,9 @@ def worker_start():
         executor.wait_for_workers(1)
         up = time.time()
         job = executor._batch.describe_jobs(jobs=[executor._job])['jobs'][0]
-    done = subprocess.run([sys.executable, '-X', 'importtime', os.path.join(ROOT, 'worker.py')], capture_output=True, text=True,
-                          env=dict({name: value for name, value in os.environ.items() if not name.startswith('RIOSRun')},
-                                   RIOSRun=''))
+    # Without a key it imports everything, and then complains.
+    done = subprocess.run([sys.executable, '-X', 'importtime', os.path.join(ROOT, 'worker.py')], capture_output=True,
+                          text=True, env=dict(os.environ, RIOSRun='none'))
     lines = re.findall(r'import time:\s+(\d+) \|\s+(\d+) \| (.*)', done.stderr)
     own = collections.Counter()
     for microseconds, _, module in lines:
@@ -422,8 +423,8 @@ def many_small(calls, workers):
 
 def many_large(blocks, megabytes, workers, ahead):
     """
-    Large blocks. With `ahead`, no more than that many are unfinished or not yet taken (map with buffersize); without, all
-    are submitted, and then taken as they complete while their futures are dropped.
+    Large blocks. With `ahead`, no more than that many are unfinished or not yet taken (map with buffersize); without,
+    all are submitted, and then taken as they complete while their futures are dropped.
     """
     template = numpy.arange(megabytes * MB // 8, dtype=float)
     inputs = (template + number for number in range(blocks))
@@ -463,7 +464,7 @@ class Bench:
         if latency != self.latency:
             control('latency', {'ms': latency})
             self.latency = latency
-        name = getattr(case, '__name__')
+        name = case.__name__
         done = subprocess.run([sys.executable, os.path.abspath(__file__), '--case', name, json.dumps(options)],
                               stdout=subprocess.PIPE, text=True, timeout=CASE_SECONDS)
         if done.returncode:
@@ -471,10 +472,6 @@ class Bench:
         found = dict(json.loads(done.stdout.strip().splitlines()[-1]), case=name, latency=latency, options=options)
         self.found.append(found)
         return found
-
-    def pool_rows(self, *rows):
-        for label, case, options in rows:
-            yield label, self.run(case, **options)
 
     def both(self, label, case, latencies=(0, 20), **options):
         for latency in latencies:
@@ -499,54 +496,63 @@ GROWTH = (
     ('requests/block', '{:.2f}', lambda row: row['requests_per_block']),
     ('$/M blocks', '{:.2f}', lambda row: row['dollars_per_million']),
     ('main MB', '{:.0f}', lambda row: row['main_mb']),
-    ('worker MB', '{:.0f}', lambda row: row['worker_mb'])) + tuple(
-        ('CPU ms/block: ' + who if who == 'main' else who, '{:.2f}', lambda row, who=who: 1000 * row['cpu'][who] / row['blocks'])
-        for who in ('main', 'workers', 'local AWS'))
+    ('worker MB', '{:.0f}', lambda row: row['worker_mb']),
+    ('CPU ms/block: main', '{:.2f}', lambda row: 1000 * row['cpu']['main'] / row['blocks']),
+    ('workers', '{:.2f}', lambda row: 1000 * row['cpu']['workers'] / row['blocks']),
+    ('local AWS', '{:.2f}', lambda row: 1000 * row['cpu']['local AWS'] / row['blocks']))
 
 
-def table(title, rows, columns, first=''):
+def table(title, rows, columns, first='case'):
     """Print rows of (label, found) as they come, and give them back as a list."""
+    label_width = 8 if first == 'blocks' else 36
+    widths = [max(8, len(name)) for name, _, _ in columns]
+
+    def line(label, cells):
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths)]
+        print('  '.join([label.ljust(label_width)] + cells).rstrip(), flush=True)
+
     print('\n' + title)
-    rows = list(rows)
-    cells = [[first] + [name for name, _, _ in columns]]
+    line(first, [name for name, _, _ in columns])
+    kept = []
     for label, row in rows:
         values = [(form, value(row)) for _, form, value in columns]
-        cells.append([label] + ['' if value is None else form.format(value) for form, value in values])
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    for line in cells:
-        print('  '.join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]).rstrip())
-    sys.stdout.flush()
-    return rows
+        line(label, ['' if value is None else form.format(value) for form, value in values])
+        kept.append((label, row))
+    return kept
 
 
-def importable(module):
-    """Whether a process of ours can import it, without importing it here."""
-    return subprocess.run([sys.executable, '-c', 'import ' + module], capture_output=True).returncode == 0
+def rios_version():
+    """Which generation of RIOS can be imported (1, 2, or None), without importing it here."""
+    for version, module in ((2, 'rios.computemanager'), (1, 'rios.parallel.jobmanager')):
+        if subprocess.run([sys.executable, '-c', 'import ' + module], capture_output=True).returncode == 0:
+            return version
+    return None
 
 
 def speed(bench, quick):
     few, many = (12, 160) if quick else (20, 400)
     latencies = (20,) if quick else (0, 20)
+    found_rios = rios_version()
 
     def rows():
         yield 'serial loop', bench.run(serial, blocks=few, seconds=0.1)
-        for workers, blocks in ((8, many),) if quick else ((4, many // 2), (8, many)):
+        for workers, blocks in ((8, many),) if quick else ((4, many * 3 // 10), (8, many)):
             yield 'process pool, {} processes'.format(workers), bench.run(
-                process_pool, blocks=blocks, seconds=0.1, workers=workers)
+                process_pool, blocks=blocks // 2, seconds=0.1, workers=workers)
             yield from bench.both('AWS Batch, {} workers'.format(workers), awsbatch, latencies, blocks=blocks, seconds=0.1,
                                   workers=workers)
         if not quick:
             yield 'AWS Batch, 8 workers, 0.5-3 s', bench.run(varying, 20, blocks=32, shortest=0.5, longest=3, workers=8)
         yield from bench.both('RIOS 1.4 rounds, 4 threads', rios1_rounds, latencies, blocks=49, seconds=0.1, threads=4)
-        if importable('rios.parallel.jobmanager'):
+        if found_rios == 1:
             yield from bench.both('RIOS 1.4 itself, 4 threads', rios, latencies, side=7, seconds=0.1, workers=4, version=1)
-        if importable('rios.computemanager'):
-            yield from bench.both('RIOS 2 itself, 8 workers', rios, latencies, side=12 if quick else 20, seconds=0.1, workers=8,
-                                  version=2)
-    table('Blocks of 0.1 s; limit = blocks * seconds / workers (of the different lengths: a list schedule)', rows(), COLUMNS)
-    for version, module in (('1.4', 'rios.parallel.jobmanager'), ('2', 'rios.computemanager')):
-        if not importable(module):
-            print('no RIOS {} here'.format(version))
+        if found_rios == 2:
+            yield from bench.both('RIOS 2 itself, 8 workers', rios, latencies, side=12 if quick else 20, seconds=0.1,
+                                  workers=8, version=2)
+    table('Blocks of 0.1 s; limit = blocks * seconds / workers (where lengths differ: a list schedule)', rows(), COLUMNS)
+    for version, name in ((1, 'RIOS 1.4'), (2, 'RIOS 2')):
+        if version != found_rios:
+            print('no {} here'.format(name))
 
 
 def large(bench, quick):
@@ -560,39 +566,42 @@ def large(bench, quick):
             yield 'process pool, ' + label, bench.run(process_pool, **options)
             yield from bench.both('AWS Batch, ' + label, awsbatch, latencies, buffersize=16, **options)
     for label, row in table('Blocks of 4 MB in and 4 MB out, 4 workers', rows(), COLUMNS):
-        if 'cpu' not in row:
-            continue
-        wire, cpu, requests = row['wire'], row['cpu'], collections.Counter()
-        for operations in row['requests'].values():
-            requests.update(operations)
-        total = sum(cpu.values())
-        print('{}, {:.0f} ms: per block {:.2f} MB out of and {:.2f} MB into the main script, {:.2f} PUT and {:.2f} GET; of {:.0f} '
-              'ms of CPU the local AWS takes {:.0%}, the workers {:.0%}, the main script {:.0%}'.format(
-                  label, row['latency'], wire['objects out'] / MB / blocks, wire['objects in'] / MB / blocks,
-                  requests['s3:PutObject'] / blocks, requests['s3:GetObject'] / blocks, 1000 * total / blocks,
-                  cpu['local AWS'] / total, cpu['workers'] / total, cpu['main'] / total))
+        if 'cpu' in row:
+            print('{}, {} ms: {}'.format(label, row['latency'], traffic(row)))
+
+
+def traffic(row):
+    """What crossed the wire, and whose time it took."""
+    blocks, cpu, requests = row['blocks'], row['cpu'], collections.Counter()
+    for operations in row['requests'].values():
+        requests.update(operations)
+    total = sum(cpu.values())
+    return ('per block {:.2f} MB out of and {:.2f} MB into the main script, by {:.2f} PUT and {:.2f} GET; of {:.0f} ms of '
+            'CPU the local AWS takes {:.0%}, the workers {:.0%}, the main script {:.0%}'.format(
+                row['wire']['objects out'] / MB / blocks, row['wire']['objects in'] / MB / blocks,
+                requests['s3:PutObject'] / blocks, requests['s3:GetObject'] / blocks, 1000 * total / blocks,
+                *(cpu[who] / total for who in ('local AWS', 'workers', 'main'))))
 
 
 def growth(bench, quick):
     counts = (100, 1000) if quick else (100, 1000, 10000)
-    rows = table('Growth: blocks of 10 ms, 4 workers, map(buffersize=100)',
-                 ((str(blocks), bench.run(awsbatch, blocks=blocks, seconds=0.01, workers=4, buffersize=100)) for blocks in counts),
-                 GROWTH, 'blocks')
+    options = dict(seconds=0.01, workers=4, buffersize=100)
+    runs = ((str(blocks), bench.run(awsbatch, blocks=blocks, **options)) for blocks in counts)
+    rows = table('Growth: blocks of 10 ms, 4 workers, map(buffersize=100)', runs, GROWTH, 'blocks')
     before, last = (row['seconds'] / row['blocks'] for _, row in rows[-2:])
     print('time per block at {}: {:.2f} of that at {}'.format(counts[-1], last / before, counts[-2]))
     found = bench.run(collecting, results=500 if quick else 3000, workers=2)
-    rate = found['blocks'] / found['seconds']
-    print('\nCollecting a backlog of results: {:.0f} a second; {:.2f} ms of CPU each in the main script, {:.2f} in the local AWS'
-          .format(rate, found['main_ms'], found['local_ms']))
+    print('\nCollecting a backlog of results: {:.0f} a second; {:.2f} ms of CPU each in the main script, {:.2f} in the local '
+          'AWS'.format(found['blocks'] / found['seconds'], found['main_ms'], found['local_ms']))
     both = rows[-1][1]['cpu']['main'] / rows[-1][1]['blocks']
-    print('Sending and collecting take {:.2f} ms of CPU a block in the main script, so it can feed about {:.0f} workers with '
+    print('Sending and collecting take {:.2f} ms of CPU a block in the main script: it can feed about {:.0f} workers with '
           'blocks of 1 s, {:.0f} with blocks of 10 s'.format(1000 * both, 1 / both, 10 / both))
 
 
 def starting(bench, quick):
     found = bench.run(first_block, workers=2 if quick else 4)
-    print('\n{} workers that come up one after the other: the first block starts {:+.2f} s after the first is up, {:.2f} s before '
-          'the last'.format(found['workers'], found['first_up_to_first_block'], found['first_block_to_last_up']))
+    print('\n{} workers that come up one after the other: the first block starts {:+.2f} s after the first is up, {:.2f} s '
+          'before the last'.format(found['workers'], found['first_up_to_first_block'], found['first_block_to_last_up']))
     found = bench.run(worker_start)
     print('A worker is up {:.2f} s after its job starts; {} imports take {:.2f} s: {}'.format(
         found['seconds'], found['modules'], found['imports_seconds'],
@@ -608,7 +617,8 @@ def scale(bench):
 
 
 CASES = {case.__name__: case for case in (
-    serial, process_pool, awsbatch, varying, rios1_rounds, rios, collecting, first_block, worker_start, many_small, many_large)}
+    serial, process_pool, awsbatch, varying, rios1_rounds, rios, collecting, first_block, worker_start, many_small,
+    many_large)}
 
 
 def run_case(name, options):

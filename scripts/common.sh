@@ -5,7 +5,7 @@
 #   messages      usage, say, warn, die
 #   AWS           aws (the command line in REGION, its errors as one sentence)
 #   the stack     describe_stack, require_ours, require_stack, stack_output, wait_for_stack
-#   runs          run_queues
+#   runs          run_queues, delete_queue
 #   parameters    of batch.yaml, for create.sh and modify.sh
 
 STACK=${RIOS_AWSBATCH_STACK:-RIOS}
@@ -122,11 +122,14 @@ aws_error_text() {
     sed -n -e 's/^.*when calling the [A-Za-z]* operation[^:]*: //' -e '/[^[:space:]]/p' <<<"$1" | tail -n 1
 }
 
-# describe_stack: sets STACK_STATUS (NONE where there is no such stack), STACK_ID and STACK_DESCRIPTION.
+# describe_stack: sets STACK_STATUS (NONE where there is no such stack), STACK_ID, STACK_DESCRIPTION, and
+# STACK_OUTPUTS, a line with name and value for each.
 describe_stack() {
-    if try_aws cloudformation describe-stacks --stack-name "$STACK" \
-            --query 'Stacks[0].[StackStatus, StackId, Description]' --output text; then
+    STACK_OUTPUTS=''
+    if try_aws cloudformation describe-stacks --stack-name "$STACK" --output text \
+            --query 'Stacks[0].[[[StackStatus, StackId, Description]], Outputs[].[OutputKey, OutputValue]][]'; then
         IFS=$'\t' read -r STACK_STATUS STACK_ID STACK_DESCRIPTION <<<"$ANSWER"
+        STACK_OUTPUTS=$(sed -n '2,$ { /\t/p; }' <<<"$ANSWER")
     elif [[ $ERROR == *'does not exist'* ]]; then
         STACK_STATUS=NONE STACK_ID='' STACK_DESCRIPTION=''
     else
@@ -158,12 +161,11 @@ require_stack() {
     esac
 }
 
-# stack_output NAME: the value of an output of the stack.
+# stack_output NAME: the value of an output of the stack that describe_stack has described.
 stack_output() {
     local value
-    value=$(aws cloudformation describe-stacks --stack-name "$STACK" \
-        --query "Stacks[0].Outputs[?OutputKey=='$1'].OutputValue | [0]" --output text) || exit 1
-    [[ -n $value && $value != None ]] ||
+    value=$(awk -F '\t' -v name="$1" '$1 == name { print $2 }' <<<"$STACK_OUTPUTS")
+    [[ -n $value ]] ||
         die "stack '$STACK' has no output $1. It was made from another version: bring it up to date with scripts/modify.sh."
     printf '%s\n' "$value"
 }
@@ -217,6 +219,12 @@ run_queues() {
     local queues
     queues=$(aws sqs list-queues --queue-name-prefix "${STACK}_" --page-size 1000 --query 'QueueUrls[]' --output text) || return
     tr '\t' '\n' <<<"$queues" | grep -E "/${STACK}_${RUN_ID}_(in|out)$" || true
+}
+
+# delete_queue URL: AWS lists a queue for up to a minute after it has been deleted, which is no error.
+delete_queue() {
+    try_aws sqs delete-queue --queue-url "$1" || [[ $ERROR == *NonExistentQueue* || $ERROR == *QueueDoesNotExist* ]] ||
+        die "$(aws_error <<<"$ERROR")"
 }
 
 # ---------------------------------------------------------------------------------------------- parameters

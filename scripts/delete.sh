@@ -84,7 +84,7 @@ delete_queues() {
     local queue queues
     queues=$(run_queues)
     for queue in $queues; do
-        aws sqs delete-queue --queue-url "$queue"
+        delete_queue "$queue"
         say "Deleted queue ${queue##*/}."
     done
 }

@@ -3,7 +3,7 @@
 #
 #   scripts/local.sh COMMAND [ARGUMENT...]
 #
-#   scripts/local.sh python3 examples/gdal_main.py        a main script, unchanged
+#   scripts/local.sh python3 examples/texture_gdal.py     a main script, unchanged
 #   scripts/local.sh aws s3 ls                            the AWS command line
 #   scripts/local.sh bash                                 a shell, to look around
 #
@@ -46,10 +46,12 @@ urllib.request.urlopen(sys.argv[1], sys.argv[2].encode(), timeout=60)' "$AWS_END
 }
 
 choose_python() {
-    python=$root/.venv/bin/python
-    [[ -x $python ]] || python=${PYTHON:-python3}
-    if ! "$python" -c 'import flask, boto3, importlib.util; importlib.util.find_spec("moto").origin' 2>/dev/null; then
-        echo "local.sh: $python has no moto server. Run scripts/setup.sh, or: pip install 'moto[server]' awscli" >&2
+    local candidate=$root/.venv/bin/python
+    [[ -x $candidate ]] || candidate=${PYTHON:-python3}
+    if ! python=$("$candidate" -c 'import flask, boto3, importlib.util, sys
+importlib.util.find_spec("moto").origin
+print(sys.executable)' 2>/dev/null); then
+        echo "local.sh: $candidate has no moto server. Run scripts/setup.sh, or: pip install 'moto[server]' awscli" >&2
         exit 1
     fi
 }
@@ -62,6 +64,17 @@ hide_account() {
     done < <(compgen -e AWS_ || true)
     export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
     export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
+}
+
+# Version 1 of the AWS command line overlooks AWS_ENDPOINT_URL for SQS, so it is told again.
+wrap_aws() {
+    local real
+    real=$(type -P aws) || return 0
+    mkdir "$folder/bin"
+    # shellcheck disable=SC2016  # for the wrapper to expand
+    printf '#!/bin/sh\nexec "%s" --endpoint-url "$AWS_ENDPOINT_URL" "$@"\n' "$real" >"$folder/bin/aws"
+    chmod +x "$folder/bin/aws"
+    PATH=$folder/bin:$PATH
 }
 
 start_server() {
@@ -173,13 +186,14 @@ server='' command='' has_stack='' status=0
 export RIOS_AWSBATCH_STACK=${RIOS_AWSBATCH_STACK:-RIOS}
 export RIOS_AWSBATCH_REGION=${RIOS_AWSBATCH_REGION:-${AWS_REGION:-${AWS_DEFAULT_REGION:-ap-southeast-2}}}
 choose_python
-PATH=$PATH:$root/.venv/bin
+PATH=$root/.venv/bin:$PATH
 folder=$(mktemp -d)
 log=${RIOS_AWSBATCH_LOCAL_LOG:-$folder/log}
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 hide_account
+wrap_aws
 exec 3<&0
 start_server
 case ${RIOS_AWSBATCH_LOCAL_STACK:-yes} in

@@ -155,7 +155,11 @@ class Request:
 
     def client_is_there(self):
         """Whether the client still waits. AWS hands no message to a connection that has been closed."""
-        if self.connection is None or not select.select([self.connection], [], [], 0)[0]:
+        if self.connection is None:
+            return True
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        if not poll.poll(0):
             return True
         try:
             return self.connection.recv(1, socket.MSG_PEEK) != b''
@@ -913,6 +917,7 @@ class Sqs:
 
 STATES = ('SUBMITTED', 'PENDING', 'RUNNABLE', 'STARTING', 'RUNNING', 'SUCCEEDED', 'FAILED')
 ENDED = ('SUCCEEDED', 'FAILED')
+TIMED_OUT = 'Job attempt duration exceeded timeout'     # never retried
 
 
 def batch_backend(region):
@@ -1012,6 +1017,8 @@ class Job:
 
     def may_retry(self, status_reason):
         """Whether Batch tries again after this attempt: the first rule that matches decides."""
+        if status_reason == TIMED_OUT:
+            return False
         if self.stop_reason is not None or len(self.attempts) >= int(self.retry.get('attempts', 1)):
             return False
         code = self.container.get('exitCode')
@@ -1106,6 +1113,9 @@ class Task:
         role = properties.get('jobRoleArn') or self.scheduler.instance_role(environment)
         here = self.scheduler.endpoint
         answer = {name: os.environ[name] for name in IMAGE_VARIABLES if name in os.environ}
+        # As in the Dockerfile.
+        modules = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), answer.get('PYTHONPATH')]
+        answer.update(PYTHONUNBUFFERED='1', PYTHONPATH=os.pathsep.join(filter(None, modules)))
         answer.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), '/usr/local/bin', '/usr/bin', '/bin']),
                       HOME=self.folder, HOSTNAME='ip-10-0-0-1.ec2.internal', AWS_EXECUTION_ENV='AWS_ECS_EC2',
                       AWS_ENDPOINT_URL=here, AWS_S3_ENDPOINT=here.partition('//')[2], AWS_HTTPS='NO',
@@ -1375,7 +1385,7 @@ class Scheduler(threading.Thread):
             elif sum(used[task.pid].values()) > task.job.memory * MIB:
                 task.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
             elif limit and now > task.started + int(limit):
-                task.stop('Job attempt duration exceeded timeout')
+                task.stop(TIMED_OUT)
 
     def ended(self, task):
         """The container is gone."""
@@ -1489,8 +1499,7 @@ class CloudFormation:
     """
 
     # Types of resources that moto does not know, and that need only be there: Ref and GetAtt work.
-    PLAIN = ('AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress', 'AWS::IAM::ServiceLinkedRole',
-             'AWS::ECS::Cluster', 'AWS::EC2::SubnetNetworkAclAssociation', 'AWS::Budgets::Budget')
+    PLAIN = ('AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress')
 
     def install(self):
         """Put these rules in the place of moto's."""
@@ -1921,30 +1930,53 @@ class CloudFormation:
         from moto.iam.models import ManagedPolicy, Role, iam_backends
         from moto.logs.models import LogGroup
 
+        iam = iam_backends[ACCOUNT][PARTITION]
+        moto_make, moto_drop = Role.create_from_cloudformation_json, Role.delete_from_cloudformation_json
+
+        def attach(role, wanted):
+            """Attach these policies and no others. Those of AWS itself are not here: nothing needs them."""
+            for arn in set(role.managed_policies) - set(wanted):
+                role.managed_policies[arn].detach_from(role)
+            for arn in wanted:
+                if arn not in role.managed_policies and ':iam::aws:' not in arn:
+                    iam.attach_role_policy(arn, role.name)
+
+        def make_role(cls, resource_name, cloudformation_json, account_id, region_name, **more):
+            role = moto_make(resource_name, cloudformation_json, account_id, region_name, **more)
+            attach(role, cloudformation_json['Properties'].get('ManagedPolicyArns', []))
+            return role
+
         def change_role(cls, original_resource, new_resource_name, cloudformation_json, *_):
             given = cloudformation_json['Properties']
             original_resource.assume_role_policy_document = json.dumps(given['AssumeRolePolicyDocument'])
             for policy in given.get('Policies', []):
                 original_resource.policies[policy['PolicyName']] = json.dumps(policy['PolicyDocument'])
+            attach(original_resource, given.get('ManagedPolicyArns', []))
             return original_resource
+
+        def drop_role(role, account_id, region_name):
+            attach(role, [])
+            moto_drop(role.name, {}, account_id, region_name)
 
         def change_group(cls, original_resource, new_resource_name, cloudformation_json, *_):
             original_resource.retention_in_days = cloudformation_json['Properties'].get('RetentionInDays')
             return original_resource
+        Role.create_from_cloudformation_json = classmethod(make_role)
         Role.update_from_cloudformation_json = classmethod(change_role)
+        Role.delete = drop_role
+        # AWS's attribute stands for the group and all its streams.
+        LogGroup.get_cfn_attribute = lambda group, name: group.arn + ':*'
         LogGroup.update_from_cloudformation_json = classmethod(change_group)
 
         def change_policy(cls, original_resource, new_resource_name, cloudformation_json, *_):
             document = json.dumps(cloudformation_json['Properties']['PolicyDocument'])
-            backend = iam_backends[ACCOUNT][PARTITION]
-            backend.create_policy_version(original_resource.arn, document, 'true')
+            iam.create_policy_version(original_resource.arn, document, 'true')
             return original_resource
 
         def delete_policy(item, *_):
-            backend = iam_backends[ACCOUNT][PARTITION]
-            for role in [role for role in backend.roles.values() if item.arn in role.managed_policies]:
-                item.detach_from(role)
-            backend.delete_policy(item.arn)
+            if item.attachment_count:            # to what is not of the stack
+                raise AwsError('DeleteConflict', 'Cannot delete a policy attached to entities.')
+            iam.delete_policy(item.arn)
         ManagedPolicy.update_from_cloudformation_json = classmethod(change_policy)
         ManagedPolicy.delete = delete_policy
 

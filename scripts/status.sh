@@ -8,15 +8,15 @@
 #   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --help             this text
 #
-# A run lives while its main script renews the object runs/RUN/lease in the bucket; one that began less than five
-# minutes ago and one that renewed it less than five minutes ago are alive.
+# A run lives while its main script renews the object runs/RUN/lease in the bucket, which says for how many seconds
+# it holds. It counts as dead when half as much again has passed; without a lease, five minutes after it began.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 CLEAN=''
-LEASE_SECONDS=300
+START_SECONDS=300      # for a run that has no lease, or none that can be read
 
 read_options() {
     while [[ $# -gt 0 ]]; do
@@ -36,8 +36,7 @@ show_stack() {
     case $STACK_STATUS in
         *FAILED | *ROLLBACK*) say "  Why: $(explain_failure "$(last_change)")" ;;
     esac
-    aws cloudformation describe-stacks --stack-name "$STACK" --output text \
-        --query 'Stacks[0].Outputs[].[OutputKey, OutputValue]' | awk -F '\t' '$2 != "" { printf "  %-38s %s\n", $1, $2 }'
+    awk -F '\t' '$2 != "" { printf "  %-38s %s\n", $1, $2 }' <<<"$STACK_OUTPUTS"
 }
 
 # The event with which the last change or deletion began; nothing where there was none since the stack was created.
@@ -79,26 +78,46 @@ show_jobs() {
 
 # All runs there is anything of, to the file RUNS, one a line: id, living or dead, age, queues, objects, megabytes, jobs.
 list_runs() {
+    local key now
     run_queues >"$QUEUES"
+    now=$(date -u +%Y-%m-%dT%H:%M:%S)
+    # Before anything is removed, S3's clock counts: this computer's may be wrong.
+    [[ -z $CLEAN ]] || aws s3api put-object --bucket "$BUCKET" --key runs/clock >/dev/null
     aws s3api list-objects-v2 --bucket "$BUCKET" --prefix runs/ --output text \
         --query 'Contents[].[Key, LastModified, Size]' >"$OBJECTS"
-    python3 - "$STACK" "$LEASE_SECONDS" "$QUEUES" "$OBJECTS" "$JOBS" >"$RUNS" <<'PYTHON'
+    [[ -z $CLEAN ]] || aws s3api delete-object --bucket "$BUCKET" --key runs/clock >/dev/null
+    while IFS= read -r key; do
+        # Where the run has just ended, its lease is gone.
+        printf '%s\t%s\n' "$key" "$(aws_command s3 cp --quiet "s3://$BUCKET/$key" - </dev/null 2>/dev/null || true)"
+    done < <(cut -f 1 "$OBJECTS" | grep '/lease$' || true) >"$LEASES"
+    python3 - "$now" "$STACK" "$START_SECONDS" "$QUEUES" "$OBJECTS" "$JOBS" "$LEASES" >"$RUNS" <<'PYTHON'
 import collections
 import datetime
+import json
 import re
 import sys
 
-stack, lease_seconds, queues, objects, jobs = sys.argv[1:]
-now = datetime.datetime.now(datetime.timezone.utc)
+now, stack, start_seconds, queues, objects, jobs, leases = sys.argv[1:]
+start_seconds = float(start_seconds)
 runs = collections.defaultdict(lambda: {'alive': None, 'queues': 0, 'objects': 0, 'bytes': 0, 'jobs': 0})
 run_id = re.compile(r'\d{8}T\d{6}-[0-9a-f]+')
 
 
-def seconds_since(text, form):
-    moment = datetime.datetime.strptime(text, form).replace(tzinfo=datetime.timezone.utc)
-    return (now - moment).total_seconds()
+def seconds_since(text, form='%Y-%m-%dT%H:%M:%S'):
+    return (datetime.datetime.strptime(now[:19], '%Y-%m-%dT%H:%M:%S') - datetime.datetime.strptime(text, form)).total_seconds()
 
 
+def holds(lease):
+    try:
+        return 1.5 * json.loads(lease)['seconds']
+    except (ValueError, KeyError, TypeError):
+        return start_seconds
+
+
+leases = dict(line.rstrip('\n').split('\t', 1) for line in open(leases))
+for line in open(objects):
+    if line.startswith('runs/clock\t'):
+        now = line.split('\t')[1]
 for line in open(queues):
     runs[line.strip().rsplit('/', 1)[1].split('_')[1]]['queues'] += 1
 for line in open(objects):
@@ -109,7 +128,7 @@ for line in open(objects):
         run['objects'] += 1
         run['bytes'] += int(rest[1])
         if parts[2:] == ['lease']:
-            run['alive'] = seconds_since(rest[0][:19], '%Y-%m-%dT%H:%M:%S') < float(lease_seconds)
+            run['alive'] = seconds_since(rest[0][:19]) < holds(leases.get(key))
 for line in open(jobs):
     _, name, state, _ = line.rstrip('\n').split('\t')
     owner, _, run = name.partition('_')
@@ -117,7 +136,7 @@ for line in open(jobs):
         runs[run]['jobs'] += 1
 for name, run in sorted(runs.items()):
     age = seconds_since(name[:15], '%Y%m%dT%H%M%S')
-    living = age < float(lease_seconds) if run['alive'] is None else run['alive']
+    living = age < start_seconds if run['alive'] is None else run['alive']
     hours, minutes = divmod(max(0, int(age)) // 60, 60)
     days, hours = divmod(hours, 24)
     text = f'{days} days' if days > 1 else f'{days * 24 + hours} h {minutes} min' if days or hours else f'{minutes} min'
@@ -144,7 +163,7 @@ remove_run() {
     done <"$JOBS"
     while read -r queue; do
         if [[ ${queue##*/} == "${STACK}_${run}_"* ]]; then
-            aws sqs delete-queue --queue-url "$queue"
+            delete_queue "$queue"
         fi
     done <"$QUEUES"
     aws s3 rm --recursive --quiet "s3://$BUCKET/runs/$run/"
@@ -167,7 +186,7 @@ esac
 
 FOLDER=$(mktemp -d)
 trap 'rm -rf "$FOLDER"' EXIT
-JOBS=$FOLDER/jobs QUEUES=$FOLDER/queues OBJECTS=$FOLDER/objects RUNS=$FOLDER/runs
+JOBS=$FOLDER/jobs QUEUES=$FOLDER/queues OBJECTS=$FOLDER/objects LEASES=$FOLDER/leases RUNS=$FOLDER/runs
 QUEUE=$(stack_output BatchProcessingJobQueueName)
 BUCKET=$(stack_output BatchBucket)
 

@@ -1,0 +1,546 @@
+"""
+The promises to users of RIOS, checked with main scripts of their own.
+
+Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest test_rios.py``.
+RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run with. Without it, the RIOS that is
+installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder test_double, which have the
+documented interface and no more. The first line of pytest's output and the name of each test say which it was.
+"""
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import boto3
+import numpy
+import pytest
+from osgeo import gdal, ogr, osr
+
+import rios_awsbatch
+
+gdal.UseExceptions()
+ROOT = pathlib.Path(__file__).parent
+DOUBLE = ROOT / 'test_double'
+BLOCK, ROWS, COLUMNS = 16, 4, 3         # of the test rasters, whose last blocks are smaller
+BLOCKS = ROWS * COLUMNS
+
+
+class Source:
+    """A RIOS to test with."""
+    def __init__(self, name, *folders):
+        self.name, self.folders = name, [str(folder) for folder in folders]
+        found = subprocess.run(
+            [sys.executable, '-c', 'import rios, importlib.util as util; from rios import applier\n'
+             'print(rios.__version__, util.find_spec("rios.computemanager") is not None, '
+             'hasattr(applier.ApplierControls, "setNumThreads"), rios.__path__[0], sep="|")'],
+            env=self.environment(), capture_output=True, text=True)
+        assert not found.returncode, found.stderr
+        self.version, *flags, self.package = found.stdout.strip().split('|')
+        self.is_2, self.has_calls = (flag == 'True' for flag in flags)
+
+    def environment(self, **more):
+        path = os.pathsep.join([*self.folders, str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+        return dict(os.environ, PYTHONPATH=path, **more)
+
+
+def sources():
+    if os.environ.get('RIOS_SRC'):
+        return [Source(pathlib.Path(folder).name, folder) for folder in os.environ['RIOS_SRC'].split(os.pathsep) if folder]
+    with contextlib.suppress(ImportError):
+        import rios
+        return [Source('rios-' + rios.__version__)]
+    return [Source('double-of-1.4', DOUBLE / 'rios1', DOUBLE), Source('double-of-2', DOUBLE / 'rios2', DOUBLE)]
+
+
+SOURCES = sources()
+TWO_CALLS = {'threads': 4}
+ENVIRONMENT = {'threads': 3, 'by_environment': True}
+
+
+def style(**more):
+    return {'style': dict(computeWorkerKind='CW_AWSBATCH', **more)}
+
+
+STYLES = {
+    'two-calls': TWO_CALLS, 'environment': ENVIRONMENT, 'default': style(numComputeWorkers=2),
+    'main-reads-1': style(numComputeWorkers=2, computeWorkersRead=False, numReadWorkers=1),
+    'main-reads-2': style(numComputeWorkers=1, computeWorkersRead=False, numReadWorkers=2),
+    'workers-read-0': style(numComputeWorkers=2, computeWorkersRead=True),
+    'workers-read-2': style(numComputeWorkers=2, computeWorkersRead=True, numReadWorkers=2)}
+
+
+def every(*, two=True, one=True, styles=None):
+    """Parametrize a test with the sources, and with the styles that each of them has."""
+    chosen = []
+    for source in SOURCES:
+        if not (two if source.is_2 else one):
+            continue
+        for name in styles or [None]:
+            if name is None:
+                chosen.append(pytest.param(source, id=source.name))
+            elif source.is_2 if 'style' in STYLES[name] else source.has_calls:
+                chosen.append(pytest.param(source, name, id='{}-{}'.format(source.name, name)))
+    return pytest.mark.parametrize('source, style_name' if styles else 'source', chosen)
+
+
+# ---------------------------------------------------------------------------------------------
+# A main script, and what it leaves
+# ---------------------------------------------------------------------------------------------
+
+# What every main script here begins with. `apply` has inputs of all kinds, and prints what RIOS returns as JSON.
+SCRIPT = '''
+import json, os, sys, time
+import numpy as np
+from osgeo import gdal
+gdal.UseExceptions()
+from rios import applier, cuiprogress
+
+class Bar(cuiprogress.CUIProgressBar):
+    def setProgress(self, progress):
+        print('progress', progress, flush=True)
+        super().setProgress(progress)
+
+def apply(userFunction, options):
+    infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
+    # Whole paths, as workers that read have a working directory of their own.
+    infiles.image, infiles.shapes = os.path.abspath('image.tif'), os.path.abspath('shapes.geojson')
+    infiles.others = [os.path.abspath('other0.tif'), os.path.abspath('other1.tif')]
+    outfiles.sums, outfiles.parts = 'sums.tif', ['part0.tif', 'part1.tif']
+    otherArgs = applier.OtherInputs()
+    otherArgs.gain, otherArgs.blocks = 3, []
+    controls = applier.ApplierControls()
+    controls.setWindowXsize({block})
+    controls.setWindowYsize({block})
+    controls.setOverlap(2)
+    controls.setOutputDriverName('GTiff')
+    controls.setCreationOptions(['TILED=YES', 'BLOCKXSIZE={block}', 'BLOCKYSIZE={block}'])
+    controls.setCalcStats(False)
+    controls.setProgress(Bar())
+    if 'threads' in options:
+        controls.setNumThreads(options['threads'])
+        if not options.get('by_environment'):
+            controls.setJobManagerType('AWSBatch')
+    if 'style' in options:
+        controls.setConcurrencyStyle(applier.ConcurrencyStyle(**options['style']))
+    returned = applier.apply(userFunction, infiles, outfiles, otherArgs, controls=controls)
+    print(json.dumps({{
+        'blocks': otherArgs.blocks, 'copies': [each.blocks for each in getattr(returned, 'otherArgsList', [])],
+        'timings': returned.timings.formatReport() if returned else None,
+        'names': sorted(returned.timings.pairs) if returned else None}}))
+
+def everything(info, inputs, outputs, otherArgs):
+    """Uses the neighbours of a pixel, all inputs, and otherArgs in and out."""
+    image = inputs.image.astype(np.float64)
+    sums = sum(np.roll(image, (down, right), (1, 2)) for down in (-2, 0, 1) for right in (-1, 0, 2))
+    others = inputs.others[0].astype(np.int32) - inputs.others[1]
+    outputs.sums = sums + otherArgs.gain * inputs.shapes
+    outputs.parts = [others * inputs.shapes, (image[:1] > 9).astype(np.uint8) * (info.getBlockCount()[0] + 1)]
+    otherArgs.blocks.append([int(number) for number in info.getBlockCount()])
+
+options = json.loads(sys.argv[1])
+'''.format(block=BLOCK)
+CONCURRENT = 'import rios_awsbatch\nrios_awsbatch.WATCH_SECONDS = 1\n'
+
+
+def make_inputs(folder):
+    """Rasters of two types, and a vector, that lie on one grid."""
+    random = numpy.random.default_rng(5)
+    system = osr.SpatialReference()
+    system.ImportFromEPSG(32755)
+    rows, columns = ROWS * BLOCK - 3, COLUMNS * BLOCK - 5
+    for name, bands, dtype, kind in (('image', 2, numpy.uint8, gdal.GDT_Byte), ('other0', 1, numpy.int16, gdal.GDT_Int16),
+                                     ('other1', 1, numpy.int16, gdal.GDT_Int16)):
+        raster = gdal.GetDriverByName('GTiff').Create(str(folder / (name + '.tif')), columns, rows, bands, kind)
+        raster.SetGeoTransform((500000, 10, 0, 6000000, 0, -10))
+        raster.SetProjection(system.ExportToWkt())
+        raster.WriteArray(random.integers(0, 200, (bands, rows, columns)).astype(dtype))
+        raster = None
+    shapes = ogr.GetDriverByName('GeoJSON').CreateDataSource(str(folder / 'shapes.geojson'))
+    layer = shapes.CreateLayer('shapes', system)
+    feature = ogr.Feature(layer.GetLayerDefn())
+    feature.SetGeometry(ogr.CreateGeometryFromWkt(
+        'POLYGON((500035 5999965, 500285 5999905, 500205 5999505, 500035 5999965))'))
+    layer.CreateFeature(feature)
+    feature = layer = shapes = None
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_inputs(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope='session', autouse=True)
+def image_with_rios(tmp_path_factory):
+    """An image whose RIOS is that of the main script: on AWS it is built with one, here are several."""
+    shared = tmp_path_factory.getbasetemp().parent if 'PYTEST_XDIST_WORKER' in os.environ else tmp_path_factory.mktemp('image')
+    entry = shared / 'worker.py'
+    with open(shared / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not entry.exists():
+            entry.write_text(ENTRY_POINT.format(root=str(ROOT)))
+            subprocess.run([sys.executable, str(ROOT / 'scripts/local_aws.py'), 'push', 'BatchECR', str(entry)], check=True)
+
+
+ENTRY_POINT = '''
+import json, os, runpy, sys
+sys.path.insert(0, {root!r})
+import boto3
+lease = boto3.client('s3', region_name=os.environ['RIOSRegion']).get_object(
+    Bucket=os.environ['RIOSBucket'], Key='runs/' + os.environ['RIOSRun'] + '/lease')['Body'].read()
+with open('/proc/%d/environ' % json.loads(lease)['pid']) as environ:
+    main = dict(item.split('=', 1) for item in environ.read().split(chr(0)) if '=' in item)
+sys.path[:0] = main.get('PYTHONPATH', '').split(os.pathsep)
+runpy.run_path({root!r} + '/worker.py', run_name='__main__')
+'''
+
+
+def start(source, folder, text, options=None, **environment):
+    """Start a main script; its outputs and temporary files are in `folder`."""
+    script = folder / 'main.py'
+    script.write_text(text)
+    return subprocess.Popen([sys.executable, str(script), json.dumps(options or {})], cwd=str(folder), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=source.environment(**environment))
+
+
+def finish(process):
+    """Wait for a main script: (exit status, standard output, standard error)."""
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
+    return process.returncode, out, err
+
+
+def run(source, folder, text, options=None, **environment):
+    return finish(start(source, folder, text, options, **environment))
+
+
+def succeed(source, folder, text, options=None, **environment):
+    """Run a main script that must succeed; what it printed last, and its standard error."""
+    status, out, err = run(source, folder, text, options, **environment)
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1]), err
+
+
+def results(folder):
+    """All pixels of all outputs, and then the files go."""
+    found = {}
+    for path in sorted([folder / 'sums.tif', *folder.glob('part*.tif')]):
+        found[path.name] = gdal.Open(str(path)).ReadAsArray()
+        path.unlink()
+    return found
+
+
+ALONE = {}
+
+
+def without_concurrency(source, folder):
+    """What RIOS itself returns and writes."""
+    if source not in ALONE:
+        returned, _ = succeed(source, folder, SCRIPT + EVERYTHING)
+        ALONE[source] = returned, results(folder)
+    return ALONE[source]
+
+
+def left_on_aws():
+    """Queues and objects of any run whose main script is not there any more, by run."""
+    sqs, s3 = (boto3.client(service, region_name=rios_awsbatch.REGION) for service in ('sqs', 's3'))
+    queues = sqs.list_queues(QueueNamePrefix=rios_awsbatch.STACK_NAME + '_').get('QueueUrls', [])
+    objects = s3.list_objects_v2(Bucket=rios_awsbatch.getStackOutputs()['BatchBucket'], Prefix='runs/').get('Contents', [])
+    return {re.search(r'\d{8}T\d{6}-[0-9a-f]{8}', name).group()
+            for name in queues + [item['Key'] for item in objects]}
+
+
+# A main script tells which runs are its own, for those that must leave nothing.
+TELL_RUNS = '''
+begin = rios_awsbatch.AWSBatchExecutor._start_workers
+def told(self):
+    print('run', self.run, flush=True)
+    begin(self)
+rios_awsbatch.AWSBatchExecutor._start_workers = told
+'''
+
+
+def assert_nothing_left(out, runs=1):
+    told = re.findall(r'^run (\S+)$', out, re.MULTILINE)
+    assert len(told) == runs
+    assert not left_on_aws() & set(told)
+
+
+def assert_failed_at_once(err):
+    """The script did not end because one of RIOS's buffers was waited for in vain."""
+    assert 'BlockBuffer timeout' not in err
+
+
+# ---------------------------------------------------------------------------------------------
+# The same results
+# ---------------------------------------------------------------------------------------------
+
+EVERYTHING = 'apply(everything, options)\n'
+
+
+@every(styles=STYLES)
+def test_outputs_are_those_without_concurrency(source, style_name, folder):
+    alone, expected = without_concurrency(source, folder)
+    options = STYLES[style_name]
+    environment = {'RIOS_DFLT_JOBMGRTYPE': 'AWSBatch'} if options.get('by_environment') else {}
+    returned, err = succeed(source, folder, CONCURRENT + SCRIPT + EVERYTHING, options, **environment)
+    found = results(folder)
+    assert sorted(found) == sorted(expected) == ['part0.tif', 'part1.tif', 'sums.tif']
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype
+        assert numpy.array_equal(found[name], expected[name])
+    assert expected['sums.tif'].std() > 0 and expected['part0.tif'].any() and expected['part1.tif'].max() == COLUMNS
+    if source.is_2:
+        # Each block started from the caller's otherArgs, and every changed copy came back.
+        assert sorted(returned['copies']) == sorted([block] for block in alone['blocks'])
+        assert len(returned['copies']) == BLOCKS and returned['blocks'] == []
+
+
+@every(one=False, styles=['default', 'workers-read-2'])
+def test_timings_report_names_what_rios_names(source, style_name, folder):
+    returned, _ = succeed(source, folder, CONCURRENT + SCRIPT + EVERYTHING, STYLES[style_name])
+    expected = {'walltime', 'startcomputeworkers', 'reading', 'userfunction', 'insert_computebuffer', 'pop_computebuffer',
+                'writing'}
+    if style_name == 'default':
+        expected |= {'insert_readbuffer', 'pop_readbuffer'}
+    assert expected <= set(returned['names'])
+    for name in ('reading', 'startcomputeworkers', 'userfunction', 'insert_computebuffer', 'pop_computebuffer'):
+        assert re.search(r'^{}\s+\d'.format(name), returned['timings'], re.MULTILINE), returned['timings']
+
+
+@every(styles=['two-calls', 'default'])
+def test_progress_bar_of_rios_goes_from_0_to_100(source, style_name, folder):
+    status, out, err = run(source, folder, CONCURRENT + SCRIPT + EVERYTHING, STYLES[style_name])
+    assert status == 0, err
+    shown = [int(number) for number in re.findall(r'^progress (\d+)', out, re.MULTILINE)]
+    assert shown[-1] == 100 and len(set(shown)) >= 3
+
+
+@every()
+def test_example_gives_the_same_texture_with_and_without_aws(source, folder):
+    def texture(name, *more):
+        subprocess.run([sys.executable, str(ROOT / 'examples/texture_rios.py'),
+                        str(ROOT / 'examples/data/landsat7_olinda.tif'), str(folder / name), '--blocksize', '128',
+                        '--radius', '1', *more], check=True, cwd=str(folder), env=source.environment())
+        return gdal.Open(str(folder / name)).ReadAsArray()
+    assert numpy.array_equal(texture('serial.tif', '--serial'), texture('aws.tif', '--workers', '3'))
+
+
+@every(two=False)
+def test_main_script_computes_while_no_worker_is_up(source, folder):
+    # The only worker is put off until all but the last block are computed.
+    returned, _ = succeed(source, folder, CONCURRENT + SCRIPT + r'''
+up = rios_awsbatch.AWSBatchExecutor._worker_up
+def late(self, *args):
+    while not os.path.exists('computed'):
+        time.sleep(0.01)
+    up(self, *args)
+rios_awsbatch.AWSBatchExecutor._worker_up = late
+main = os.getpid()
+
+def where(info, inputs, outputs, otherArgs):
+    everything(info, inputs, outputs, otherArgs)
+    if os.getpid() == main and len(otherArgs.blocks) == %d:
+        open('computed', 'w').close()
+apply(where, options)
+''' % (BLOCKS - 1), {'threads': 2})
+    assert len(returned['blocks']) >= BLOCKS - 1
+    mixed = results(folder)
+    _, expected = without_concurrency(source, folder)
+    assert all(numpy.array_equal(expected[name], mixed[name]) for name in expected)
+
+
+@every()
+def test_two_runs_in_one_script(source, folder):
+    options = STYLES['two-calls' if not source.is_2 else 'default']
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + 2 * EVERYTHING, options)
+    assert status == 0, err
+    assert_nothing_left(out, runs=2)
+
+
+# ---------------------------------------------------------------------------------------------
+# What goes wrong
+# ---------------------------------------------------------------------------------------------
+
+FAILING = r'''
+failed = os.path.abspath('failed')
+
+def unlucky(info, inputs, outputs, otherArgs):
+    everything(info, inputs, outputs, otherArgs)
+    if os.environ.get('AWS_BATCH_JOB_ID') and info.getBlockCount() != (0, 0):
+        open(failed, 'w').close()
+        raise ArithmeticError('no luck with this block')
+    while not os.path.exists(failed):       # in RIOS 1.4 this is the first block, which the main script computes
+        time.sleep(0.05)
+apply(unlucky, options)
+'''
+
+
+@every(styles=['two-calls', 'default', 'workers-read-0'])
+def test_user_exception_surfaces_as_rios_users_know_it(source, style_name, folder):
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + FAILING, STYLES[style_name])
+    assert status == 1
+    assert 'ArithmeticError: no luck with this block' in err
+    assert re.search(r'File ".*", line \d+, in unlucky$', err, re.MULTILINE), 'the remote traceback is not shown'
+    assert err.splitlines()[-1].partition(':')[0].rpartition('.')[2] == (
+        'WorkerExceptionError' if source.is_2 else 'ArithmeticError')
+    assert_failed_at_once(err)
+    if source.is_2:
+        errors = re.findall(r'^Error in (\w+) worker', err, re.MULTILINE)
+        assert errors == ['compute'], 'the first error that RIOS shows is not the real one'
+    assert_nothing_left(out)
+
+
+@every(two=False)
+def test_exception_in_the_main_scripts_own_block_leaves_nothing(source, folder):
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + r'''
+def unlucky(info, inputs, outputs, otherArgs):
+    everything(info, inputs, outputs, otherArgs)
+    if not os.environ.get('AWS_BATCH_JOB_ID') and info.getBlockCount()[1] == 2:
+        raise ArithmeticError('no luck here')
+try:
+    apply(unlucky, options)
+except ArithmeticError as error:
+    print('told:', error)
+''', TWO_CALLS)
+    assert status == 0, err
+    assert 'told: no luck here' in out
+    assert_nothing_left(out)
+
+
+@every(styles=['two-calls', 'default', 'workers-read-0'])
+def test_sigterm_during_a_run_leaves_nothing(source, style_name, folder):
+    process = start(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + r'''
+def slow(info, inputs, outputs, otherArgs):
+    everything(info, inputs, outputs, otherArgs)
+    time.sleep(1)
+apply(slow, options)
+''', STYLES[style_name])
+    early = ''
+    for line in process.stdout:
+        early += line
+        if re.match(r'progress [1-9]', line):
+            process.send_signal(signal.SIGTERM)
+            break
+    status, out, err = finish(process)
+    assert status not in (0, 1), (status, err)
+    assert_nothing_left(early + out)
+
+
+@every(one=False)
+def test_interrupt_while_workers_start_leaves_nothing(source, folder):
+    # Ctrl-C in startWorkers(), for which RIOS itself has no clean-up.
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + r'''
+def interrupted(self, *args):
+    time.sleep(1)
+    raise KeyboardInterrupt
+rios_awsbatch.AWSBatchExecutor.wait_for_workers = interrupted
+apply(everything, options)
+''', STYLES['main-reads-1'])
+    assert 'KeyboardInterrupt' in err and status != 0
+    assert_nothing_left(out)
+
+
+@every(styles=['two-calls', 'default'])
+def test_raster_that_cannot_be_opened_is_an_error_of_rios(source, style_name, folder):
+    (folder / 'image.tif').write_text('no raster')
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES[style_name])
+    assert status == 1
+    assert err.splitlines()[-1].startswith('rios.rioserrors.')
+    assert_nothing_left(out, runs=0)
+
+
+@every(styles=['two-calls', 'default', 'main-reads-2', 'workers-read-0'])
+def test_block_that_cannot_be_read_ends_the_run(source, style_name, folder):
+    whole = (folder / 'other0.tif').read_bytes()
+    (folder / 'other0.tif').write_bytes(whole[:len(whole) * 2 // 3])    # GDAL opens it, and reads its first rows
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES[style_name])
+    assert status == 1
+    if source.is_2:
+        assert re.search(r'^Error in (read|compute) worker', err, re.MULTILINE)
+        first, last = err.index('RuntimeError'), err.rindex('WorkerExceptionError')
+        assert first < last
+    assert_failed_at_once(err)
+    assert_nothing_left(out)
+
+
+# ---------------------------------------------------------------------------------------------
+# RIOS's own classes, and a RIOS that has changed
+# ---------------------------------------------------------------------------------------------
+
+@every()
+@pytest.mark.parametrize('order', ['before', 'after'])
+def test_deprecated_class_of_rios_is_harmless(source, folder, order):
+    module = 'from rios import computemanager' if source.is_2 else 'from rios.parallel.aws import batch'
+    lines = [module, 'import rios_awsbatch']
+    options = STYLES['default'] if source.is_2 else TWO_CALLS
+    _, err = succeed(source, folder, '\n'.join(lines if order == 'before' else lines[::-1]) + '\n' + SCRIPT + EVERYTHING,
+                     options)
+    assert 'deprecated' not in err
+
+
+CHANGES = {
+    'no BlockBuffer': '''
+import rios.structures
+del rios.structures.BlockBuffer
+''',
+    'startWorkers without exceptionQue': '''
+make = applier.getComputeWorkerManager
+def changed(kind):
+    manager = make(kind)
+    start = manager.startWorkers
+    manager.startWorkers = lambda exceptionQue, **given: start(**given)
+    return manager
+applier.getComputeWorkerManager = changed
+''',
+    'another ReadWorkerMgr': '''
+import rios.imagereader
+rios.imagereader.ReadWorkerMgr.startReadWorkers = lambda self, everything: None
+'''}
+
+
+def assert_one_sentence(source, err):
+    last = err.splitlines()[-1]
+    assert last.startswith('rios_awsbatch.AWSBatchException: RIOS {} has changed what rios_awsbatch'.format(source.version))
+
+
+@every(one=False)
+@pytest.mark.parametrize('change', CHANGES)
+def test_rios_that_has_changed_is_named_in_one_sentence(source, change, folder):
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + CHANGES[change] + EVERYTHING, STYLES['default'])
+    assert status == 1
+    assert_one_sentence(source, err)
+    assert not left_on_aws() & set(re.findall(r'^run (\S+)$', out, re.MULTILINE))
+
+
+@every(one=False)
+def test_rios_that_has_changed_in_the_workers_is_named_in_one_sentence(source, folder):
+    shutil.copytree(source.package, folder / 'changed/rios')
+    with open(folder / 'changed/rios/readerinfo.py', 'a') as module:
+        module.write('\n\ndef makeReaderInfo(everything):\n    pass\n')
+    changed = Source(source.name, folder / 'changed', *source.folders)
+    status, out, err = run(changed, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES['default'])
+    assert status == 1
+    assert 'AWSBatchException: RIOS {} has changed what rios_awsbatch'.format(source.version) in err
+    assert_nothing_left(out)
+
+
+@every(one=False)
+def test_rios_without_a_compute_worker_manager_is_named_on_import(source, folder):
+    status, out, err = run(source, folder, '''
+import rios.computemanager
+del rios.computemanager.ComputeWorkerManager
+import rios_awsbatch
+print(rios_awsbatch.AWSBatchExecutor)
+''')
+    assert status == 0, err
+    assert err.strip().startswith('RIOS {} has changed what rios_awsbatch'.format(source.version))
