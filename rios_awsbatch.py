@@ -1499,7 +1499,7 @@ class AWSBatchJobManager(_JobManager):
     def waitOnJobs(self, jobIDlist):
         """Compute blocks here as long as no worker is up; gatherAllOutputs() waits for the others."""
         with self._ended_on_error():
-            for job in reversed(jobIDlist[1:]):
+            for job in jobIDlist[1:]:
                 if self.executor.stats()['workers_up']:
                     break
                 if not job.future.done():
@@ -1655,7 +1655,7 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
     Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'.
 
     Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that
-    the user function changed is in otherArgsList of what applier.apply() returns.
+    the user function changed is in otherArgsList of what applier.apply() returns, in the order of the blocks.
 
     computeWorkersRead=True has the workers read their blocks from the input files, which they must be
     able to reach; False has the main script read them. By default the workers read when all input files
@@ -1667,6 +1667,7 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
     def __init__(self):
         self.executor = self.rios = self.timings = self.reader = self.inBlockBuffer = None
         self.outObjList = []
+        self.changed = {}       # block to its copy of otherArgs
         self.threads = []
         self.answers = queue.SimpleQueue()
         self.stopped = threading.Event()
@@ -1786,7 +1787,7 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
             outputs, timings, changed = future.result()
             self.timings.merge(timings)
             if changed is not None:
-                self.outObjList.append(pickle.loads(changed))
+                self.changed[blockDefn.top, blockDefn.left] = pickle.loads(changed)
             with self.timings.interval('insert_computebuffer'):
                 self._insert(blockDefn, outputs)
             future = outputs = None
@@ -1816,7 +1817,7 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
         if self.reader is not None:
             self.reader.shutdown()
         if self.timings is not None:
-            self.outObjList.append(self.timings)
+            self.outObjList = [self.changed[block] for block in sorted(self.changed)] + [self.timings]
             self.timings = None         # RIOS calls this again where startWorkers() has failed
 
     def _drain(self, buffer):

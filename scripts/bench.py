@@ -591,7 +591,7 @@ def growth(bench, quick):
     before, last = (row['seconds'] / row['blocks'] for _, row in rows[-2:])
     print('time per block at {}: {:.2f} of that at {}'.format(counts[-1], last / before, counts[-2]))
     found = bench.run(collecting, results=500 if quick else 3000, workers=2)
-    print('\nCollecting a backlog of results: {:.0f} a second; {:.2f} ms of CPU each in the main script, {:.2f} in the local '
+    print('\nCollecting a backlog of results: {:.0f} a second; {:.2f} ms of CPU each in the main script, {:.2f} in the local '  # noqa: E501
           'AWS'.format(found['blocks'] / found['seconds'], found['main_ms'], found['local_ms']))
     both = rows[-1][1]['cpu']['main'] / rows[-1][1]['blocks']
     print('Sending and collecting take {:.2f} ms of CPU a block in the main script: it can feed about {:.0f} workers with '

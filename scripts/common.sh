@@ -186,6 +186,8 @@ explain_failure() {
             awk -F '\t' -v since="$1" '$1 == since { exit } $2 ~ /_FAILED$/ { line = $3 "\t" $4 "\t" $5 } END { print line }'
     ) || true
     if [[ -n ${name:-} ]]; then
+        # AWS wraps it: Resource handler returned message: "..." (RequestToken: ..., HandlerErrorCode: ...)
+        reason=$(sed -E 's/^Resource handler returned message: "(.*)" \(RequestToken: .*$/\1/' <<<"$reason")
         printf 'the first resource that failed was %s (%s): %s' "$name" "$type" "${reason%.}"
     else
         printf 'CloudFormation names no resource that failed; see the events of the stack in the AWS console'

@@ -30,7 +30,8 @@
 # For COMMAND, $AWS_ENDPOINT_URL/_local/ shows and changes the server: requests, jobs, faults, latency, iam, server
 # (see the class Control in scripts/local_aws.py). PYTHONPATH reaches the jobs, as if it were in the image.
 
-# shellcheck disable=SC2317  # the functions that traps call
+# shellcheck disable=SC2317,SC2329  # the functions that traps call
+
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -7,8 +7,8 @@ import sys
 import double_grid
 from rios import imagereader, readerinfo, rioserrors
 from rios.computemanager import getComputeWorkerManager
-from rios.structures import (
-    ApplierBlockDefn, ApplierReturn, BlockAssociations, BlockBuffer, ConcurrencyStyle, FilenameAssociations,  # noqa: F401
+from rios.structures import (  # noqa: F401
+    ApplierBlockDefn, ApplierReturn, BlockAssociations, BlockBuffer, ConcurrencyStyle, FilenameAssociations,
     OtherInputs, RasterizationMgr, TempfileManager, Timers, WorkerErrorRecord)
 
 
