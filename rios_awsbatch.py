@@ -755,13 +755,24 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
             'RIOSVersions': json.dumps(versions())}
         array = {'arrayProperties': {'size': self._max_workers}} if self._max_workers > 1 else {}
-        self._job = self._batch.submit_job(
+        submitted = self._batch.submit_job(
             jobName=self._name, jobQueue=self._stack['BatchProcessingJobQueueName'],
             jobDefinition=self._stack['BatchProcessingJobDefinitionName'], containerOverrides={
                 'environment': [{'name': name, 'value': value} for name, value in environment.items()]},
-            **array)['jobId']
+            **array)
+        self._job = submitted['jobId']
+        if submitted['ResponseMetadata'].get('RetryAttempts'):
+            self._terminate_twins()
         self._submitted = time.monotonic()
         self._seen_up = self._seen_ended = self._warned = False
+
+    def _terminate_twins(self):
+        """A request that AWS carried out, but whose answer was lost, was repeated: one job is enough."""
+        found = self._batch.list_jobs(jobQueue=self._stack['BatchProcessingJobQueueName'],
+                                      filters=[{'name': 'JOB_NAME', 'values': [self._name]}])['jobSummaryList']
+        for job in found:
+            if job['jobId'] != self._job and job['status'] not in ('SUCCEEDED', 'FAILED'):
+                self._batch.terminate_job(jobId=job['jobId'], reason='Started twice')
 
     def _finish(self):
         """Wait for the outstanding calls, then clean up; the work of shutdown()."""

@@ -2206,7 +2206,11 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _body(self, headers):
         if headers.get('transfer-encoding', '').lower() != 'chunked':
-            return self.rfile.read(int(headers.get('content-length') or 0))
+            length = int(headers.get('content-length') or 0)
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError('the client went away')
+            return body
         parts = []
         while True:
             size = int(self.rfile.readline().split(b';')[0], 16)
