@@ -530,13 +530,13 @@ def rios_version():
 
 
 def speed(bench, quick):
-    few, many = (12, 160) if quick else (20, 400)
+    few, many = (10, 100) if quick else (20, 400)
     latencies = (20,) if quick else (0, 20)
     found_rios = rios_version()
 
     def rows():
         yield 'serial loop', bench.run(serial, blocks=few, seconds=0.1)
-        for workers, blocks in ((8, many),) if quick else ((4, many * 3 // 10), (8, many)):
+        for workers, blocks in ((4, many),) if quick else ((4, many * 3 // 10), (8, many)):
             yield 'process pool, {} processes'.format(workers), bench.run(
                 process_pool, blocks=blocks // 2, seconds=0.1, workers=workers)
             yield from bench.both('AWS Batch, {} workers'.format(workers), awsbatch, latencies, blocks=blocks, seconds=0.1,
@@ -563,8 +563,9 @@ def large(bench, quick):
         for seconds in (0,) if quick else (0, 0.1):
             label = '4 MB, {}'.format('{} s'.format(seconds) if seconds else 'no work')
             options = dict(blocks=blocks, seconds=seconds, workers=4, megabytes=4)
-            yield 'process pool, ' + label, bench.run(process_pool, **options)
-            yield from bench.both('AWS Batch, ' + label, awsbatch, latencies, buffersize=16, **options)
+            if not quick:
+                yield 'process pool, ' + label, bench.run(process_pool, **options)
+            yield from bench.both('AWS Batch, ' + label, awsbatch, (20,) if seconds else latencies, buffersize=16, **options)
     for label, row in table('Blocks of 4 MB in and 4 MB out, 4 workers', rows(), COLUMNS):
         if 'cpu' in row:
             print('{}, {} ms: {}'.format(label, row['latency'], traffic(row)))
@@ -584,13 +585,15 @@ def traffic(row):
 
 
 def growth(bench, quick):
-    counts = (100, 1000) if quick else (100, 1000, 10000)
-    options = dict(seconds=0.01, workers=4, buffersize=100)
+    counts = (100, 500) if quick else (100, 1000, 10000)
+    options = dict(seconds=0.01, workers=2 if quick else 4, buffersize=100)
     runs = ((str(blocks), bench.run(awsbatch, blocks=blocks, **options)) for blocks in counts)
-    rows = table('Growth: blocks of 10 ms, 4 workers, map(buffersize=100)', runs, GROWTH, 'blocks')
+    title = 'Growth: blocks of 10 ms, {workers} workers, map(buffersize={buffersize})'.format(**options)
+    rows = table(title, runs, GROWTH, 'blocks')
     before, last = (row['seconds'] / row['blocks'] for _, row in rows[-2:])
-    print('time per block at {}: {:.2f} of that at {}'.format(counts[-1], last / before, counts[-2]))
-    found = bench.run(collecting, results=500 if quick else 3000, workers=2)
+    if not quick:       # a few hundred blocks are over before this says anything
+        print('time per block at {}: {:.2f} of that at {}'.format(counts[-1], last / before, counts[-2]))
+    found = bench.run(collecting, results=500 if quick else 3000, workers=1 if quick else 2)
     print('\nCollecting a backlog of results: {:.0f} a second; {:.2f} ms of CPU each in the main script, {:.2f} in the local '  # noqa: E501
           'AWS'.format(found['blocks'] / found['seconds'], found['main_ms'], found['local_ms']))
     both = rows[-1][1]['cpu']['main'] / rows[-1][1]['blocks']

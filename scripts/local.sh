@@ -69,11 +69,11 @@ hide_account() {
 
 # Version 1 of the AWS command line overlooks AWS_ENDPOINT_URL for SQS, so it is told again.
 wrap_aws() {
-    local real
-    real=$(type -P aws) || return 0
+    local real="\"$python\" -m awscli"
+    "$python" -c 'import awscli' 2>/dev/null || real="\"$(type -P aws)\"" || return 0
     mkdir "$folder/bin"
     # shellcheck disable=SC2016  # for the wrapper to expand
-    printf '#!/bin/sh\nexec "%s" --endpoint-url "$AWS_ENDPOINT_URL" "$@"\n' "$real" >"$folder/bin/aws"
+    printf '#!/bin/sh\nexec %s --endpoint-url "$AWS_ENDPOINT_URL" "$@"\n' "$real" >"$folder/bin/aws"
     chmod +x "$folder/bin/aws"
     PATH=$folder/bin:$PATH
 }
