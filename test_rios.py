@@ -4,7 +4,7 @@ The promises to users of RIOS, checked with main scripts of their own.
 Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest test_rios.py``.
 RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run with. Without it, the RIOS that is
 installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder test_double, which have the
-documented interface and no more. The first line of pytest's output and the name of each test say which it was.
+documented interface and no more. The name of each test says which it was.
 """
 import contextlib
 import fcntl

@@ -264,8 +264,7 @@ class StandIn:
 
     `fails` maps its first words to what it says while it fails, `says` to what it prints.
     """
-    TEXT = '''#!{python} -S
-import json, os, sys
+    TEXT = '''import json, os, sys
 settings = json.load(open({settings!r}))
 words = sys.argv[1:]
 call = {{'words': words, 'input': '', 'files': {{}}}}
@@ -287,8 +286,9 @@ print(settings['says'].get(words[0], ''))
     def __init__(self, folder, name, fails=(), says=()):
         folder.mkdir(exist_ok=True)
         self.path, self.log, self.settings = folder, folder / 'calls', folder / 'settings'
-        (folder / name).write_text(self.TEXT.format(
-            python=sys.executable, settings=str(self.settings), calls=str(self.log)))
+        script = folder / (name + '.py')
+        script.write_text(self.TEXT.format(settings=str(self.settings), calls=str(self.log)))
+        (folder / name).write_text('#!/bin/sh\nexec "{}" -S "{}" "$@"\n'.format(sys.executable, script))
         (folder / name).chmod(0o755)
         self.set(fails, says)
 
