@@ -1,8 +1,5 @@
 """
-The promises of the README, checked by making things happen.
-
-Run with ``scripts/test.sh``: pytest runs inside ``scripts/local.sh``, so there is an AWS on this machine with a
-stack, and its Batch jobs are real processes of worker.py. Nothing here stands in for boto3.
+The promises of the README about the executor, checked by making things happen. The other tests are in tests/.
 """
 import contextlib
 import functools
@@ -18,99 +15,14 @@ import sys
 import textwrap
 import threading
 import time
-import urllib.request
 
-import boto3
 import numpy
 import pytest
 
 import rios_awsbatch
-
-ROOT = pathlib.Path(__file__).parent
-REGION = rios_awsbatch.REGION
-
-# Quick enough for a test. Main scripts and workers get them alike.
-QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
-for name, value in QUICK.items():
-    setattr(rios_awsbatch, name, value)
-
-
-def square(x, seconds=0.0):
-    time.sleep(seconds)
-    return x * x
-
-
-# ---------------------------------------------------------------------------------------------
-# Asking and telling the local AWS
-# ---------------------------------------------------------------------------------------------
-
-def local_aws(path, tell=None):
-    """Ask the local AWS something, or tell it something."""
-    data = None if tell is None else json.dumps(tell).encode()
-    with urllib.request.urlopen('{}/_local/{}'.format(os.environ['AWS_ENDPOINT_URL'], path), data, timeout=30) as answer:
-        return json.loads(answer.read() or b'null')
-
-
-def client(service):
-    return boto3.client(service, region_name=REGION)
-
-
-def bucket():
-    return rios_awsbatch.getStackOutputs()['BatchBucket']
-
-
-def pids(run):
-    """Process ids of the workers of a run."""
-    batch, found = client('batch'), []
-    for job in local_aws('jobs')['jobs']:
-        described = batch.describe_jobs(jobs=[job['jobId']])['jobs']
-        if described and run in described[0]['jobName']:
-            found.append(job['pid'])
-    return found
-
-
-def wait_until(condition, seconds=30):
-    """Wait for something that must become true; what it is then."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, 'waited {} s in vain'.format(seconds)
-        time.sleep(0.05)
-
-
-def assert_nothing_left(run):
-    """The queues and objects of a run are gone, and its workers go."""
-    left = left_of(run)
-    assert all(isinstance(each, int) for each in left)
-    wait_until(lambda: not left_of(run))
-
-
-def left_of(run):
-    """What there is of a run on AWS: queues, objects, and process ids of workers."""
-    queues = client('sqs').list_queues(QueueNamePrefix='{}_{}'.format(rios_awsbatch.STACK_NAME, run)).get('QueueUrls', [])
-    objects = client('s3').list_objects_v2(Bucket=bucket(), Prefix='runs/{}/'.format(run)).get('Contents', [])
-    return queues + [item['Key'] for item in objects] + pids(run)
-
-
-def main_script(tmp_path, text, *args, env=None, **options):
-    """Start a main script of its own, with the quick settings and what this module defines."""
-    script = tmp_path / 'main.py'
-    script.write_text('import os, sys, time\nsys.path.insert(0, {!r})\nimport rios_awsbatch\n{}\n{}'.format(
-        str(ROOT), '\n'.join('rios_awsbatch.{} = {!r}'.format(*item) for item in QUICK.items()), textwrap.dedent(text)))
-    return subprocess.Popen([sys.executable, str(script), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=dict(os.environ, **(env or {})), **options)
-
-
-def output_of(process, seconds=90):
-    """Wait for a main script: (exit status, standard output, standard error)."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
-    return process.returncode, out, err
+from tests.conftest import (
+    ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, left_of,
+    main_script, output_of)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """
 The promises to users of RIOS, checked with main scripts of their own.
 
-Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest test_rios.py``.
+Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest tests/test_rios.py``.
 RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run with. Without it, the RIOS that is
-installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder test_double, which have the
+installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder tests/double, which have the
 documented interface and no more. The name of each test says which it was.
 """
 import contextlib
@@ -25,8 +25,8 @@ from osgeo import gdal, ogr, osr
 import rios_awsbatch
 
 gdal.UseExceptions()
-ROOT = pathlib.Path(__file__).parent
-DOUBLE = ROOT / 'test_double'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOUBLE = ROOT / 'tests' / 'double'
 BLOCK, ROWS, COLUMNS = 16, 4, 3         # of the test rasters, whose last blocks are smaller
 BLOCKS = ROWS * COLUMNS
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 import rios_awsbatch
-from test_rios_awsbatch import ROOT, client
+from tests.conftest import ROOT, client
 
 BLOCK_TIMES = ['queued', 'sent', 'received', 'downloaded', 'started', 'computed', 'uploaded', 'arrived', 'collected']
 COUNT = 24

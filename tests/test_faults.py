@@ -1,0 +1,43 @@
+"""
+What goes wrong on AWS changes no result.
+"""
+import subprocess
+import sys
+
+
+from tests.conftest import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
+
+
+FAULTS = {'errors': 0.05, 'duplicate': 0.1, 'late': 0.1, 'reorder': 1, 'seed': 2}
+MANY = '''
+    import hashlib, logging
+    import numpy
+    logging.basicConfig(level=logging.WARNING)
+
+    def tile(n, block):
+        time.sleep(0.03)
+        return n, block[::-1] if n % 3 else block.sum()
+
+    def block(n):
+        return numpy.random.default_rng(n).integers(0, 2**16, 120_000 if n % 10 == 0 else 50)
+    with rios_awsbatch.AWSBatchExecutor(4) as executor:
+        results = list(executor.map(tile, range(200), map(block, range(200)), buffersize=24))
+    assert [n for n, _ in results] == list(range(200))
+    for n, result in results:
+        assert numpy.array_equal(result, tile(n, block(n))[1]), n
+    print('identical', flush=True)
+'''
+
+
+def test_faults_of_aws_change_no_result(tmp_path):
+    """Of all requests 5 % fail; messages come twice, late and in any order."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        local_aws('faults', FAULTS, env=env)
+        done = subprocess.run([sys.executable, write_main(tmp_path, MANY)], env=stack.env, capture_output=True, text=True,
+                              timeout=PATIENCE)
+        local_aws('faults', {}, env=env)
+        assert (done.returncode, done.stdout) == (0, 'identical\n'), done.stderr[-5000:]
+        assert not stack.queues()
+        wait_until(lambda: not local_aws('jobs', env=env)['jobs'])
+        assert not stack.objects('runs/')

@@ -1,0 +1,176 @@
+"""
+The promises of build.sh and submit.sh: an image for the workers, and a main script that is a job itself.
+"""
+import pathlib
+import re
+import sys
+
+import pytest
+
+import rios_awsbatch
+from tests.conftest import ROOT, wait_until, run, succeeds, refuses, Stack, write_main, StandIn
+
+
+# ---------------------------------------------------------------------------------------------
+# build.sh
+# ---------------------------------------------------------------------------------------------
+
+def argument(call, name):
+    """The values that an option of `docker build` was given."""
+    return [value for option, value in zip(call['words'], call['words'][1:]) if option == name]
+
+
+def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, stack):
+    docker.set(says={'run': '{}.{}'.format(*sys.version_info)})
+    done = stack.run('build.sh', '--platform', 'linux/arm64', path=docker.path, env={
+        'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3', 'RIOS_VERSION': '2.0.6',
+        'BASE_IMAGE': 'debian:12', 'PYTHON': sys.executable})
+    image = stack.client('batch').describe_job_definitions(
+        jobDefinitionName=stack.outputs()['BatchProcessingJobDefinitionName'])['jobDefinitions'][0][
+            'containerProperties']['image']
+    succeeds(done, 'Done: ' + image)
+    assert docker.verbs() == ['info', 'login', 'build', 'push', 'run']
+    _, login, build, push, _ = docker.calls()
+    assert login['words'] == ['login', '--username', 'AWS', '--password-stdin', image.partition('/')[0]]
+    assert len(login['input'].strip()) > 10
+    assert build['words'][:5] == ['build', '--platform', 'linux/arm64', '--tag', image]
+    assert argument(build, '--file') == [str(ROOT / 'Dockerfile')]
+    arguments = dict(item.split('=', 1) for item in argument(build, '--build-arg'))
+    assert arguments == {'BASE_IMAGE': 'debian:12', 'VERSION': rios_awsbatch.__version__, 'RIOS_VERSION': '2.0.6',
+                         'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3'}
+    assert set(build['files']) == {'rios_awsbatch.py', 'worker.py'}
+    assert push['words'] == ['push', image]
+    for name in re.findall(r'^ARG (\w+)', build['dockerfile'], re.MULTILINE):
+        assert name in arguments
+
+
+def test_build_main_stands_on_the_worker_image(docker, stack, tmp_path):
+    script, module, data = tmp_path / 'ndvi.py', tmp_path / 'mine', tmp_path / 'sites.csv'
+    script.write_text('import mine')
+    script.chmod(0o600)
+    module.mkdir()
+    (module / '__init__.py').touch()
+    (module / '__pycache__').mkdir()
+    (module / '__pycache__' / 'x.pyc').touch()
+    data.touch()
+    done = stack.run('build.sh', '--main', script, module, data, path=docker.path)
+    images = [stack.client('batch').describe_job_definitions(jobDefinitionName=stack.outputs()[name])[
+        'jobDefinitions'][0]['containerProperties']['image'] for name in (
+            'BatchProcessingJobDefinitionName', 'BatchProcessingJobDefinitionMainName')]
+    succeeds(done, 'Done: ' + images[1])
+    build = docker.calls()[docker.verbs().index('build')]
+    assert argument(build, '--tag') == [images[1]]
+    assert build['files'].keys() == {'ndvi.py', 'mine/__init__.py', 'sites.csv'}
+    assert all(mode & 0o044 == 0o044 for mode in build['files'].values())       # for the image's user
+    assert build['dockerfile'].splitlines() == [
+        'FROM ' + images[0], 'COPY . /opt/main/', 'ENTRYPOINT ["python3", "/opt/main/ndvi.py"]']
+    assert docker.calls()[-1]['words'] == ['push', images[1]]
+    assert not list(pathlib.Path(build['words'][-1]).parent.glob('*'))          # its temporary folder is gone
+
+
+def test_build_main_needs_the_worker_image_first(docker, stack, tmp_path):
+    script = tmp_path / 'main.py'
+    script.touch()
+    docker.set(fails={'inspect': 'No such image'})
+    done = stack.run('build.sh', '--main', script, path=docker.path)
+    assert done.returncode == 1
+    assert re.search('no worker image .* yet. Build it first', done.stderr), done.stderr
+    assert 'build' not in docker.verbs()
+
+
+def test_build_without_push_needs_no_aws(docker):
+    env = {'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'DOCKER': 'docker --context here', 'RIOS_VERSION': 'none'}
+    docker.set(says={'--context': ''})
+    succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'Done: rios_awsbatch:latest')
+    calls = [call['words'] for call in docker.calls()]
+    assert all(words[:2] == ['--context', 'here'] for words in calls)
+    assert [words[2] for words in calls] == ['info', 'build', 'run']
+    assert 'RIOS_VERSION=' in calls[1]
+
+
+@pytest.mark.parametrize('engine', ['podman', 'buildah'])
+def test_build_works_with_other_engines(engine, tmp_path):
+    stand_in = StandIn(tmp_path / 'bin', engine, says={'from': 'working-container'})
+    succeeds(run('build.sh', '--no-push', env={'DOCKER': engine, 'RIOS_VERSION': 'none'}, path=stand_in.path))
+    assert stand_in.verbs()[:2] == ['info', 'build']
+
+
+def test_build_takes_the_rios_that_the_user_has(docker, tmp_path):
+    package = tmp_path / 'site' / 'rios'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text("__version__ = '1.4.17'\n")
+    (package / 'applier.py').touch()
+    env = {'PYTHONPATH': str(package.parent), 'RIOS_VERSION': None, 'PYTHON': sys.executable}
+    succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'RIOS in the image: 1.4.17, a copy of ' + str(package))
+    build = docker.calls()[1]
+    assert {'rios/__init__.py', 'rios/applier.py'} <= set(build['files'])
+    assert 'RIOS_VERSION=' in build['words']
+
+
+def test_build_warns_of_another_python_in_the_image(docker):
+    docker.set(says={'run': '3.6'})
+    done = run('build.sh', '--no-push', path=docker.path, env={'PYTHON': sys.executable, 'RIOS_VERSION': 'none'})
+    assert done.returncode == 0
+    assert re.search(r'the image has Python 3.6, but .* is Python 3.*BASE_IMAGE=', done.stderr), done.stderr
+
+
+@pytest.mark.parametrize('step, said', [
+    ('login', 'could not log in to'), ('build', 'could not be built.*EXTRA_PACKAGES'), ('push', 'could not push')])
+def test_build_that_fails_says_at_what(step, said, docker, stack):
+    docker.set(fails={step: 'denied: something of Docker'})
+    done = stack.run('build.sh', path=docker.path, env={'RIOS_VERSION': 'none'})
+    assert done.returncode == 1
+    assert 'denied: something of Docker' in done.stderr
+    assert re.search(said, done.stderr.splitlines()[-1]), done.stderr
+    assert docker.verbs()[-1] == step
+
+
+@pytest.mark.parametrize('args, said', [
+    (['--main', 'nosuch.py'], "no main script 'nosuch.py'"), (['nosuch'], "no file 'nosuch'"),
+    (['worker.py'], 'holds a worker.py already')])
+def test_build_checks_its_files_first(args, said, docker, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    refuses(run('build.sh', *args, path=docker.path), said)
+    assert docker.verbs() == []
+
+
+# ---------------------------------------------------------------------------------------------
+# submit.sh
+# ---------------------------------------------------------------------------------------------
+
+AS_A_JOB = '''
+    print('arguments', sys.argv[1:], flush=True)
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        results = list(executor.map(pow, range(20), [2] * 20, buffersize=4))
+    print('squares', results == [x * x for x in range(20)], flush=True)
+    sys.exit(int(sys.argv[1]))
+'''
+ARGUMENTS = ['--scene', 'a "b" c', 'back\\slash', '$HOME', 'é', '']
+
+
+def test_submit_runs_the_main_script_as_a_job_and_follows_it(tmp_path):
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', write_main(tmp_path, AS_A_JOB))
+    done = stack.run('submit.sh', '--wait', '--name', 'my-job', '--', 7, *ARGUMENTS)
+    assert done.returncode == 7, done.stderr
+    lines = done.stdout.splitlines()
+    assert 'arguments {}'.format(['7'] + ARGUMENTS) in lines
+    assert [line for line in lines if line.startswith('squares')] == ['squares True']
+    assert 'Submitted job my-job' in done.stderr
+    assert ' FAILED\n' in done.stderr
+    wait_until(lambda: not stack.queues() and not stack.objects('runs/'))
+
+
+def test_submit_without_waiting_says_the_job_id(tmp_path):
+    stack = Stack().create().push('BatchECRMain', write_main(tmp_path, "print('hello')"))
+    done = stack.run('submit.sh')
+    assert done.returncode == 0 and 'Submitted job' in done.stderr
+    assert re.fullmatch(r'[0-9a-f-]{36}\n', done.stdout)
+    batch, job = stack.client('batch'), done.stdout.strip()
+    wait_until(lambda: batch.describe_jobs(jobs=[job])['jobs'][0]['status'] == 'SUCCEEDED')
+
+
+def test_submit_without_a_main_image_says_what_to_do(stack):
+    done = stack.run('submit.sh', '--wait')
+    assert done.returncode == 1
+    assert 'CannotPullContainer' in done.stderr
+    assert 'scripts/build.sh --main' in done.stderr.splitlines()[-1]

@@ -1,0 +1,95 @@
+"""
+The promises of local.sh.
+"""
+import os
+import re
+import signal
+import socket
+import sys
+import textwrap
+
+import pytest
+
+from tests.conftest import (
+    ROOT, PATIENCE, wait_until, copy_of_the_tree, write_main, RUNS_LONG, processes_with, Local)
+
+
+@pytest.mark.parametrize('command, status', [
+    (['false'], 1), (['true'], 0), (['sh', '-c', 'exit 7'], 7), (['sh', '-c', 'kill -9 $$'], 137)])
+def test_local_has_the_status_of_its_command_and_leaves_nothing(command, status, tmp_path):
+    local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no')
+    process = local.start(*command)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (status, '')
+    assert err == '' or status == 137       # bash says by which signal its child ended
+    local.assert_nothing_left()
+
+
+def test_local_runs_a_main_script_in_a_folder_with_spaces(tmp_path):
+    """A clone in such a folder: stack created, run, stack deleted, the script's own status."""
+    tree = copy_of_the_tree(tmp_path / 'a folder')
+    script = tree / 'main script.py'
+    script.write_text(textwrap.dedent('''
+        import os, sys
+        import rios_awsbatch
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            print(list(executor.map(pow, range(5), [2] * 5)), rios_awsbatch.STACK_NAME, os.environ['AWS_ENDPOINT_URL'])
+        sys.exit(7)
+        '''))
+    local = Local(tmp_path, tree, PYTHON=sys.executable)
+    process = local.start(sys.executable, script)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (7, ''), err
+    assert out.startswith('[0, 1, 4, 9, 16] RIOS http://127.0.0.1:')
+    local.assert_nothing_left(out.split()[-1])
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_local_ends_its_command_and_all_else_on_a_signal(number, tmp_path):
+    """In the middle of a run with two workers."""
+    local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no')
+    starter = tmp_path / 'starter.py'
+    starter.write_text(textwrap.dedent('''
+        import os, sys
+        sys.path.insert(0, {!r})
+        from tests import conftest
+        stack = conftest.Stack().create().push('BatchECR', conftest.ROOT / 'worker.py')
+        print(os.environ['AWS_ENDPOINT_URL'], flush=True)
+        os.execve(sys.executable, [sys.executable, sys.argv[1], sys.argv[2]], stack.env)
+        ''').format(str(ROOT)))
+    process = local.start(sys.executable, starter, write_main(tmp_path, RUNS_LONG), tmp_path / 'enough')
+    endpoint = process.stdout.readline().strip()
+    name = process.stdout.readline().strip()
+    if process.stdout.readline() != 'going\n':
+        pytest.fail(process.communicate()[1])
+    assert re.fullmatch(r'\d{8}T\d{6}-[0-9a-f]{8}', name)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number, err
+    assert ('KeyboardInterrupt' in err) == (number == signal.SIGINT)
+    local.assert_nothing_left(endpoint)
+
+
+def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
+    local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no')
+    process = local.start('sh', '-c', 'echo $AWS_ENDPOINT_URL; exec sleep 60')
+    endpoint = process.stdout.readline().strip()
+    process.kill()
+    process.wait()
+    wait_until(lambda: not [each for each in processes_with(str(local.temporary)) if b'local_aws.py' in each[1]], 60)
+    for pid, words in processes_with(str(local.temporary)):     # the command itself is not ours to end
+        assert words.startswith(b'sleep\0')
+        os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    host, port = endpoint.rpartition('/')[2].split(':')
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_local_hides_a_real_account(tmp_path):
+    local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no', AWS_PROFILE='real', AWS_SESSION_TOKEN='real',
+                  AWS_ACCESS_KEY_ID='real', AWS_ENDPOINT_URL_S3='https://real.example.com')
+    process = local.start('env')
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert 'real' not in ''.join(line for line in out.splitlines() if line.startswith('AWS_'))

@@ -1,0 +1,458 @@
+"""
+The promises of create.sh, modify.sh, delete.sh and status.sh, and of every script to a new user.
+
+Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS that refuses.
+"""
+import concurrent.futures
+import contextlib
+import http.server
+import itertools
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from tests.conftest import (
+    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run, succeeds, refuses,
+    copy_of_the_tree, Stack, foreign_stack, start_long_run)
+
+
+# Those a user runs against AWS, each with what it needs on its command line.
+ON_AWS = ['create.sh', 'modify.sh', 'delete.sh', 'status.sh', 'build.sh', 'submit.sh']
+
+
+# ---------------------------------------------------------------------------------------------
+# Every script
+# ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('script', sorted(path.name for path in SCRIPTS.glob('*.sh') if os.access(path, os.X_OK)))
+def test_help_is_the_header(script):
+    done = run(script, '--help')
+    assert (done.returncode, done.stderr) == (0, '')
+    header = [line[2:] for line in itertools.takewhile(
+        lambda line: line.startswith('#'), (SCRIPTS / script).read_text().split('\n')[1:])]
+    assert done.stdout.split('\n')[:-1] == header
+    assert 'scripts/' + script in done.stdout
+
+
+@pytest.mark.parametrize('script', ON_AWS)
+def test_unknown_options_are_refused(script):
+    refuses(run(script, '--vcpu', '2'), "'--vcpu'.*{} --help".format(script))
+    refuses(run(script, '--stackname'), '--stackname needs a value')
+
+
+@pytest.mark.parametrize('script, args, said', [
+    ('create.sh', ['--vcpus', '0'], '--vcpus must be a whole number from 1 to 192'),
+    ('create.sh', ['--mem', '2GB'], "--mem must be a whole number .* not '2GB'"),
+    ('create.sh', ['--maxjobs', '10001'], '--maxjobs must be a whole number from 1 to 10000'),
+    ('create.sh', ['--logdays', '31'], '--logdays must be one of 1, 3, 5'),
+    ('create.sh', ['--instancetype', 'c7i, m7i'], '--instancetype must be names of instance types'),
+    ('create.sh', ['--servicename', 'Rios'], '--servicename must be 1 to 40 lower-case'),
+    ('create.sh', ['--az', 'us-east-1a'], '--az must be a zone of region'),
+    ('create.sh', ['--readbucket', 'My_Bucket'], '--readbucket must be'),
+    ('create.sh', ['--stackname', 'my stack'], "'my stack' cannot be a stack name"),
+    ('modify.sh', ['--servicename', 'other'], 'keeps its service name'),
+    ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job")])
+def test_bad_values_are_refused_before_aws_is_asked(script, args, said):
+    refuses(run(script, *args, env={'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'}), said)
+
+
+# ---------------------------------------------------------------------------------------------
+# As a new user
+# ---------------------------------------------------------------------------------------------
+
+class Refuser(http.server.BaseHTTPRequestHandler):
+    """An AWS that answers every request with one error, as CloudFormation writes it."""
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        self.server.asked += 1
+        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error><Type>Sender</Type>'
+                '<Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId></ErrorResponse>').format(
+                    *self.server.error[1:]).encode()
+        self.send_response(self.server.error[0])
+        self.send_header('Content-Type', 'text/xml')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def refusing_aws(status, code, message):
+    """Its AWS_ENDPOINT_URL and how often it was asked."""
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Refuser)
+    server.error, server.asked = (status, code, message), 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server, {'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(server.server_port), 'AWS_MAX_ATTEMPTS': '1'}
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize('script', ON_AWS)
+def test_expired_login_is_one_sentence(script, docker):
+    with refusing_aws(403, 'ExpiredToken', 'The security token included in the request is expired') as (server, env):
+        args = ['--yes'] if script == 'delete.sh' else []
+        refuses(run(script, *args, env=env, path=docker.path), "login has expired. Log in again.*'aws sso login'")
+        assert server.asked == 1
+    assert set(docker.verbs()) <= {'info'}
+
+
+@pytest.mark.parametrize('status, code, message, said', [
+    (403, 'InvalidClientTokenId', 'The security token included in the request is invalid.',
+     'does not accept your credentials in region'),
+    (403, 'SignatureDoesNotMatch', 'Signature expired: 20260101T000000Z is now earlier than ...',
+     'clock of this computer is wrong'),
+    (403, 'AccessDenied', 'User: arn:aws:iam::1:user/me is not authorized to perform: cloudformation:DescribeStacks on '
+     'resource: x because no identity-based policy allows it', 'lacks a permission.*cloudformation:DescribeStacks'),
+    (400, 'Throttling', 'Rate exceeded', 'fewer requests just now')])
+def test_refusal_of_aws_is_one_sentence(status, code, message, said):
+    with refusing_aws(status, code, message) as (_, env):
+        refuses(run('status.sh', env=env), said)
+
+
+NO_CREDENTIALS = {'AWS_ACCESS_KEY_ID': None, 'AWS_SECRET_ACCESS_KEY': None}
+
+
+@pytest.mark.parametrize('env, said', [
+    (NO_CREDENTIALS, "no AWS credentials were found. Run 'aws configure'"),
+    (dict(NO_CREDENTIALS, AWS_PROFILE='nosuch'), 'AWS_PROFILE names a profile that'),
+    ({'RIOS_AWSBATCH_REGION': 'Sydney'}, "'Sydney' is not the name of an AWS region"),
+    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'},
+     "cannot be reached in region 'ap-southwest-9'"),
+    ({'RIOS_AWSBATCH_REGION': 'us-east-1'}, "no stack 'RIOS' in region us-east-1.*RIOS_AWSBATCH_REGION.*create.sh")])
+def test_wrong_settings_are_one_sentence(env, said):
+    refuses(run('submit.sh', env=dict(env, RIOS_AWSBATCH_STACK='RIOS')), said)
+
+
+@pytest.mark.parametrize('script', ON_AWS)
+def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
+    tree = copy_of_the_tree(tmp_path / 'tree')
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    for name in ('bash', 'env', 'awk', 'sed', 'grep', 'cat', 'mktemp', 'rm', 'basename', 'dirname', 'tail', 'cut', 'tr'):
+        (tools / name).symlink_to(shutil.which(name))
+    args = ['--yes'] if script == 'delete.sh' else []
+    refuses(run(script, *args, root=tree, env={'PATH': '{}:{}'.format(tools, docker.path)}),
+            "AWS command line is not installed. Run 'pip install awscli'")
+
+
+@pytest.mark.parametrize('fails, said', [
+    (None, "'no-such-docker' is not installed. Install Docker"),
+    ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?',
+     'installed but not running. Start it'),
+    ('permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock',
+     "DOCKER='sudo docker'")])
+def test_build_without_a_docker_that_works_is_one_sentence(fails, said, docker):
+    docker.set(fails={'info': fails})
+    env = {'DOCKER': 'no-such-docker'} if fails is None else {'DOCKER': 'docker'}
+    refuses(run('build.sh', env=env, path=docker.path), said)
+    assert set(docker.verbs()) <= {'info'}
+
+
+@pytest.mark.parametrize('script, args', [
+    ('create.sh', []), ('modify.sh', ['--vcpus', '2']), ('delete.sh', ['--yes', '--wait']), ('status.sh', []),
+    ('status.sh', ['--clean']), ('build.sh', []), ('submit.sh', [])])
+def test_stack_of_somebody_else_is_left_alone(script, args, docker):
+    other = foreign_stack()
+    before = other.describe()
+    refuses(other.run(script, *args, path=docker.path), 'was not made by create.sh, so it is left alone. Choose another')
+    assert other.describe() == before
+    assert set(docker.verbs()) <= {'info'}
+
+
+@pytest.mark.parametrize('script', ['modify.sh', 'status.sh', 'build.sh', 'submit.sh'])
+def test_missing_stack_is_one_sentence(script, docker):
+    refuses(run(script, '--stackname', 'NoSuch', path=docker.path),
+            "no stack 'NoSuch' in region .*RIOS_AWSBATCH_STACK.*scripts/create.sh")
+    assert set(docker.verbs()) <= {'info'}
+
+
+def test_deleting_a_missing_stack_succeeds():
+    succeeds(run('delete.sh', '--stackname', 'NoSuch'), "no stack 'NoSuch' .*nothing to delete")
+
+
+@pytest.mark.parametrize('status, script, said', [
+    ('CREATE_IN_PROGRESS', 'submit.sh', 'still being created'),
+    ('DELETE_IN_PROGRESS', 'create.sh', 'is being deleted'),
+    ('ROLLBACK_COMPLETE', 'create.sh', 'Remove it with scripts/delete.sh'),
+    ('ROLLBACK_COMPLETE', 'submit.sh', 'not usable .it is in state ROLLBACK_COMPLETE'),
+    ('UPDATE_IN_PROGRESS', 'modify.sh', 'just being changed')])
+def test_stack_in_an_odd_state_is_one_sentence(status, script, said, stack):
+    urllib.request.urlopen(stack.endpoint + '/_local/stack', json.dumps(
+        {'region': REGION, 'name': stack.name, 'status': status}).encode(), timeout=30).close()
+    refuses(stack.run(script), said)
+    assert stack.status() == status
+
+
+# ---------------------------------------------------------------------------------------------
+# create.sh and modify.sh
+# ---------------------------------------------------------------------------------------------
+
+# What design.md promises to users of the stack.
+def test_options_of_create_reach_the_stack():
+    stack = Stack()
+    done = stack.run(
+        'create.sh', '--servicename', stack.service, '--vcpus', 2, '--mem', 3000, '--maxjobs', 7, '--spot', '--volume', 50,
+        '--instancetype', 'c7g,m7g', '--az', REGION + 'c', '--az', REGION + 'a', '--mainvcpus', 3, '--mainmem', 5000,
+        '--readbucket', 'scenes', '--readbucket', 'masks', '--writebucket', 'results', '--timeout', 7200,
+        '--idletimeout', 60, '--logdays', 7, '--tag', 'My project', '--wait')
+    succeeds(done, "Stack '{}' is ready .*scripts/build.sh".format(stack.name))
+    assert stack.status() == 'CREATE_COMPLETE'
+    outputs = stack.outputs()
+    assert OUTPUTS <= set(outputs) and all(outputs.values())
+    assert (outputs['BatchMaxJobs'], outputs['BatchVCPUS'], outputs['BatchMaxVCPUS']) == ('7', '2', '14')
+    assert outputs['BatchProcessingJobQueueName'] == stack.service + 'JobQueue'
+    batch = stack.client('batch')
+    computers = batch.describe_compute_environments(
+        computeEnvironments=[outputs['ComputeEnvironmentArn']])['computeEnvironments'][0]['computeResources']
+    assert int(computers['maxvCpus']) == 7 * 2 + 3      # a main script that runs as a job takes no worker's place
+    assert (computers['type'], computers['instanceTypes']) == ('SPOT', ['c7g', 'm7g'])
+    assert int(computers['minvCpus']) == 0
+    subnets = stack.client('ec2').describe_subnets(SubnetIds=computers['subnets'])['Subnets']
+    assert sorted(subnet['AvailabilityZone'] for subnet in subnets) == [REGION + 'a', REGION + 'c']
+    worker, main = (batch.describe_job_definitions(jobDefinitionName=outputs[name], status='ACTIVE')['jobDefinitions'][0]
+                    for name in ('BatchProcessingJobDefinitionName', 'BatchProcessingJobDefinitionMainName'))
+    assert needs(worker) == {'VCPU': '2', 'MEMORY': '3000'} and needs(main) == {'VCPU': '3', 'MEMORY': '5000'}
+    assert worker['timeout'] == {'attemptDurationSeconds': 7200}
+    assert {'name': 'RIOS_NOMSG_TIMEOUT', 'value': '60'} in worker['containerProperties']['environment']
+    assert {'name': 'RIOS_AWSBATCH_STACK', 'value': stack.name} in main['containerProperties']['environment']
+    assert {'name': 'RIOS_AWSBATCH_REGION', 'value': REGION} in main['containerProperties']['environment']
+    found = stack.parameters()
+    assert found['ReadBuckets'] == 'arn:aws:s3:::scenes,arn:aws:s3:::masks'
+    assert found['WriteBuckets'] == 'arn:aws:s3:::results'
+    assert (found['VolumeSize'], found['LogRetention'], found['Tag']) == ('50', '7', 'My project')
+    assert outputs['BatchTag'] == 'My project'
+    # And the same name again.
+    refuses(stack.run('create.sh'), "stack '{}' exists already .*modify.sh.*delete.sh.*--stackname".format(stack.name))
+
+
+def needs(definition):
+    return {item['type']: item['value'] for item in definition['containerProperties']['resourceRequirements']}
+
+
+@pytest.mark.parametrize('region', ['us-east-1', 'us-west-1'])
+def test_create_without_options_makes_the_default_stack_in_all_zones(region):
+    """In a region with six zones, and in one with two; without waiting for it."""
+    stack = Stack(region=region)
+    succeeds(stack.run('create.sh', '--servicename', stack.service),
+             "'{}' is being created in region {}".format(stack.name, region))
+    wait_until(lambda: stack.status() == 'CREATE_COMPLETE')
+    template, outputs, ec2 = load_template(), stack.outputs(), stack.client('ec2')
+    assert OUTPUTS <= set(template['Outputs']) == set(outputs)
+    zones = [zone['ZoneName'] for zone in ec2.describe_availability_zones()['AvailabilityZones']]
+    subnets = ec2.describe_subnets(Filters=[{'Name': 'vpc-id', 'Values': [outputs['VPC']]}])['Subnets']
+    assert sorted(subnet['AvailabilityZone'] for subnet in subnets) == sorted(zones)
+    assert len({subnet['CidrBlock'] for subnet in subnets}) == len(zones) == {'us-east-1': 6, 'us-west-1': 2}[region]
+    for name, value in stack.parameters().items():
+        if name not in ('ServiceName', 'AvailabilityZones'):
+            assert value == str(template['Parameters'][name]['Default']), name
+
+
+def test_create_names_the_first_resource_that_fails_and_leaves_nothing():
+    stack = Stack()
+    stack.client('ecr').create_repository(repositoryName=stack.service + 'ecrmain')
+    done = stack.run('create.sh', '--servicename', stack.service, '--wait')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert re.search('could not create stack .*first resource that failed was RepositoryMain .AWS::ECR::Repository.*exist',
+                     done.stderr), done.stderr
+    assert 'RequestToken' not in done.stderr
+    assert stack.status() in (None, 'ROLLBACK_COMPLETE')
+    names = [item['repositoryName'] for item in stack.client('ecr').describe_repositories()['repositories']]
+    assert stack.service + 'ecr' not in names and stack.service + 'ecrmain' in names
+    assert not [vpc for vpc in stack.client('ec2').describe_vpcs()['Vpcs']
+                if {'Key': 'Name', 'Value': stack.name} in vpc.get('Tags', [])]
+
+
+def test_create_refuses_a_service_name_that_is_taken(stack):
+    other = Stack(service=stack.service)
+    refuses(other.run('create.sh', '--servicename', other.service, '--wait'),
+            "has the service name '{}'.*--servicename".format(stack.service))
+    assert other.status() is None
+
+
+def test_modify_changes_what_is_given_and_nothing_else():
+    stack = Stack(MaxJobs=7, VCPUS=2, MaxVCPUS=14, ComputeVCPUS=15, Tag='mine', Spot='yes',
+                  ReadBuckets='arn:aws:s3:::scenes').create()
+    before, outputs = stack.parameters(), stack.outputs()
+    succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none', '--wait'),
+             "'{}' is changed".format(stack.name))
+    expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', ComputeVCPUS='19', Spot='no', ReadBuckets='')
+    assert stack.parameters() == expected
+    after = stack.outputs()
+    assert {name for name in outputs if outputs[name] != after[name]} <= {
+        'BatchProcessingJobDefinitionArn', 'BatchMaxJobs', 'BatchMaxVCPUS'}
+    definition = stack.client('batch').describe_job_definitions(
+        jobDefinitionName=after['BatchProcessingJobDefinitionName'], status='ACTIVE')['jobDefinitions']
+    assert [needs(each) for each in definition] == [{'VCPU': '2', 'MEMORY': '3000'}]
+    # vCPUs in all are a product: each factor alone changes it.
+    succeeds(stack.run('modify.sh', '--vcpus', 4, '--mainvcpus', 2))
+    assert stack.parameters() == dict(expected, VCPUS='4', MaxVCPUS='36', ComputeVCPUS='38', MainVCPUS='2')
+    assert stack.outputs()['BatchMaxVCPUS'] == '36'
+
+
+def test_modify_with_nothing_to_change_says_so_and_succeeds(stack):
+    succeeds(stack.run('modify.sh', '--vcpus', 1, '--wait'), "nothing to change in stack '{}'".format(stack.name))
+
+
+def test_modify_brings_an_older_stack_up_to_date(tmp_path, stack):
+    """The stack was made before batch.yaml had one of its parameters and outputs."""
+    older = tmp_path / 'batch.yaml'
+    text = (ROOT / 'batch.yaml').read_text()
+    text = re.sub(r'  BatchMainPolicyArn:\n(    .*\n)+', '', text)
+    text = re.sub(r'\n  LogRetention:\n(    .*\n)+', '\n', text, count=1)
+    text = text.replace('!Ref LogRetention', '30').replace(', LogRetention]', ']')
+    text = re.sub(r'      LogRetention: .*\n', '', text)
+    older.write_text(text)
+    stack = Stack(MaxJobs=4, MaxVCPUS=4, ComputeVCPUS=5).create(older)
+    assert 'LogRetention' not in stack.parameters() and 'BatchMainPolicyArn' not in stack.outputs()
+    succeeds(stack.run('modify.sh', '--wait'), 'is changed')
+    assert stack.parameters()['MaxJobs'] == '4' and stack.parameters()['LogRetention'] == '30'
+    assert stack.outputs()['BatchMainPolicyArn']
+
+
+def test_modify_that_fails_says_why_and_keeps_the_stack_as_it_was(tmp_path, stack):
+    tree = copy_of_the_tree(tmp_path / 'tree')
+    stack.client('ecr').create_repository(repositoryName=stack.service + 'taken')
+    another = '\n  Another:\n    Type: AWS::ECR::Repository\n    Properties: {RepositoryName: %staken}\n' % stack.service
+    text = (tree / 'batch.yaml').read_text()
+    (tree / 'batch.yaml').write_text(text.replace('\nOutputs:\n', another + '\nOutputs:\n'))
+    before = stack.parameters()
+    done = stack.run('modify.sh', '--maxjobs', 3, '--wait', root=tree)
+    assert done.returncode == 1
+    assert re.search('could not update stack .*first resource that failed was Another', done.stderr), done.stderr
+    assert stack.status() == 'UPDATE_ROLLBACK_COMPLETE'
+    assert stack.parameters() == before and stack.outputs()['BatchMaxJobs'] == '10'
+
+
+# ---------------------------------------------------------------------------------------------
+# delete.sh
+# ---------------------------------------------------------------------------------------------
+
+def answer_on_a_terminal(stack, script, answer):
+    """Run a script on a terminal and answer its question; (exit status, all it said)."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen([SCRIPTS / script, '--wait'], env=stack.env, stdin=theirs, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        os.write(ours, answer.encode() + b'\n')
+        return process.communicate(timeout=PATIENCE)[0], process.returncode
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_delete_asks_first(stack):
+    refuses(stack.run('delete.sh', '--wait'), "say --yes to delete stack '{}'".format(stack.name))
+    said, status = answer_on_a_terminal(stack, 'delete.sh', 'n')
+    assert status == 1 and 'nothing was deleted' in said
+    assert stack.status() == 'CREATE_COMPLETE'
+
+
+MANIFEST = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json', 'layers': []}
+
+
+def fill(stack, count):
+    """Put into a stack all that delete.sh has to take away."""
+    outputs, s3, sqs, ecr = stack.outputs(), stack.client('s3'), stack.client('sqs'), stack.client('ecr')
+    bucket = outputs['BatchBucket']
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={'Status': 'Enabled'})
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: s3.put_object(Bucket=bucket, Key='runs/x/{} "é"'.format(n), Body=b'x'), range(count)))
+    s3.put_object(Bucket=bucket, Key='mine', Body=b'1')
+    s3.put_object(Bucket=bucket, Key='mine', Body=b'2')
+    s3.delete_object(Bucket=bucket, Key='mine')
+    for end in ('in', 'out'):
+        sqs.create_queue(QueueName='{}_20260101T000000-0123abcd_{}'.format(stack.name, end))
+    sqs.create_queue(QueueName=stack.name + '_mine')
+    for n in range(count // 10):
+        ecr.put_image(repositoryName=outputs['BatchECR'], imageTag='v{}'.format(n), imageManifest=json.dumps(
+            dict(MANIFEST, config={'digest': 'sha256:{:064x}'.format(n)})))
+    ecr.put_image(repositoryName=outputs['BatchECRMain'], imageTag='latest', imageManifest=json.dumps(MANIFEST))
+
+
+def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
+    """Jobs that run, queues of runs, versions, images, an attached policy; beside it a stack whose name begins alike."""
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
+    other = Stack(stack.name + '-2').create()
+    fill(stack, 1010)       # more than AWS lists in one answer
+    fill(other, 10)
+    iam, user = stack.client('iam'), 'user-of-' + stack.name
+    iam.create_user(UserName=user)
+    iam.attach_user_policy(UserName=user, PolicyArn=stack.outputs()['BatchMainPolicyArn'])
+    iam.attach_user_policy(UserName=user, PolicyArn=other.outputs()['BatchMainPolicyArn'])
+    process, name = start_long_run(tmp_path, stack.env)
+    workers, bucket = pids(name, stack.env), stack.outputs()['BatchBucket']
+    before = other.describe()
+    said, status = answer_on_a_terminal(stack, 'delete.sh', 'y')
+    assert status == 0, said
+    assert "Stack '{}' is gone".format(stack.name) in said
+    assert stack.status() is None
+    assert not any(os.path.exists('/proc/{}'.format(pid)) for pid in workers)
+    # The run's main script learns of it and ends.
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and 'rios_awsbatch' in err, err
+    assert [url.rpartition('/')[2] for url in stack.queues()] == [stack.name + '_mine']
+    assert bucket not in [item['Name'] for item in stack.client('s3').list_buckets()['Buckets']]
+    assert other.describe() == before
+    assert len(other.queues()) == 3 and len(other.objects('runs/')) == 10
+    ecr = other.client('ecr')
+    assert len(ecr.list_images(repositoryName=other.outputs()['BatchECR'], maxResults=1000)['imageIds']) == 1
+    assert [item['PolicyArn'] for item in iam.list_attached_user_policies(UserName=user)['AttachedPolicies']] == [
+        other.outputs()['BatchMainPolicyArn']]
+
+
+# ---------------------------------------------------------------------------------------------
+# status.sh
+# ---------------------------------------------------------------------------------------------
+
+def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tmp_path):
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
+    dead, dead_run = start_long_run(tmp_path / 'dead', stack.env)
+    living, living_run = start_long_run(tmp_path / 'living', stack.env, 60)
+    dead.kill()
+    dead.communicate()
+    s3, bucket = stack.client('s3'), stack.outputs()['BatchBucket']
+    s3.put_object(Bucket=bucket, Key='runs/notes.txt', Body=b'not of a run')
+    try:
+        wait_until(lambda: not pids(dead_run, stack.env))
+        renewed = s3.head_object(Bucket=bucket, Key='runs/{}/lease'.format(dead_run))['LastModified'].timestamp()
+        wait_until(lambda: time.time() > renewed + 1.5 * QUICK['LEASE_SECONDS'] + 1)
+        said = succeeds(stack.run('status.sh'), 'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
+        for name, value in stack.outputs().items():
+            assert re.search(r'{} +{}\n'.format(name, re.escape(value)), said)
+        in_progress, _, left = said.partition('Runs in progress\n')[2].partition('Left behind by dead runs\n')
+        assert re.match(r'  {}  began \d+ min ago: jobs 1, queues 2, objects \d+ '.format(living_run), in_progress)
+        assert re.match(r'  {}  began \d+ min ago: jobs 0, queues 2, objects \d+ '.format(dead_run), left)
+        assert dead_run not in in_progress and living_run not in left and '--clean' in left
+        assert re.search(r'Jobs on .*\n  RUNNING    2\n  FAILED     2\n', said), said
+
+        said = succeeds(stack.run('status.sh', '--clean'), 'Removed what was left of ' + dead_run)
+        assert 'Removed what was left of ' + living_run not in said
+        assert not stack.objects('runs/{}/'.format(dead_run))
+        assert {url.rpartition('/')[2] for url in stack.queues()} == {
+            '{}_{}_{}'.format(stack.name, living_run, end) for end in ('in', 'out')}
+        assert [name for name in stack.objects('runs/') if living_run not in name] == ['runs/notes.txt']
+    finally:
+        (tmp_path / 'living' / 'enough').touch()
+        out, err = living.communicate(timeout=PATIENCE)
+    assert (living.returncode, out) == (0, 'fine\n'), err
+    assert not stack.queues()
+
+
+def test_status_says_why_a_stack_failed():
+    stack = Stack()
+    stack.client('ecr').create_repository(repositoryName=stack.service + 'ecrmain')
+    with pytest.raises(AssertionError):
+        stack.create()
+    succeeds(stack.run('status.sh'), 'ROLLBACK_COMPLETE\n  Why: the first resource that failed was RepositoryMain')
