@@ -14,16 +14,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import urllib.request
 
 import boto3
+import cloudpickle
 import pytest
 import yaml
 
 import rios_awsbatch
+import tests
 
+# Workers have no file of ours, and so no module of the tests.
+cloudpickle.register_pickle_by_value(tests)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / 'scripts'
 REGION = rios_awsbatch.REGION
@@ -112,6 +117,13 @@ def output_of(process, seconds=90):
         process.kill()
         pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
     return process.returncode, out, err
+
+
+@pytest.fixture
+def shared():
+    """A folder that main script and jobs both see, as they would a network file system."""
+    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
+        yield pathlib.Path(folder)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ class Task:
         self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
         self.status_reason = 'Essential container in task exited'
         self.container_reason = None
+        self.killed = 0                          # processes that the kernel has ended for want of memory
         self.lost = False                        # the host is gone: there is no exit code
         image = Images.find(job.properties['image'])
         self._check_network()
@@ -208,6 +209,16 @@ class Task:
             self.status_reason = reason
             self.kill_at = time.monotonic() + seconds
             self.process.send_signal(signal.SIGTERM)
+
+    def out_of_memory(self, used):
+        """The kernel ends the largest of the processes (process id to bytes)."""
+        self.killed += 1
+        disk.note_killed(self.folder, self.killed)
+        largest = max(used, key=used.get)
+        if largest == self.pid:
+            self.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+        else:
+            os.kill(largest, signal.SIGKILL)
 
     def kill(self, status_reason=None, container_reason=None):
         """SIGKILL to every process of the container."""
