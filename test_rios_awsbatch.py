@@ -23,7 +23,7 @@ import pytest
 import rios_awsbatch
 from tests.conftest import (
     PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, left_of,
-    main_script, output_of)
+    main_script, output_of, Stack)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -285,6 +285,10 @@ def test_jobs_that_sit_in_runnable_get_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(rios_awsbatch, 'TELL_SECONDS', 2)
     requirements = [{'type': 'VCPU', 'value': '512'}, {'type': 'MEMORY', 'value': '1024'}]
     with job_definition(resourceRequirements=requirements) as name:
+        # A queue of its own: the job is in the way of all that come after it.
+        queue = Stack().create().outputs()['BatchProcessingJobQueueName']
+        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobQueueName=queue)
+        monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
         with pytest.raises(KeyboardInterrupt):
             with rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
                 future = executor.submit(square, 3)

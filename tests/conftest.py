@@ -65,6 +65,13 @@ def bucket():
     return rios_awsbatch.getStackOutputs()['BatchBucket']
 
 
+@pytest.fixture
+def shared():
+    """A fresh folder that the main script and jobs see alike, as on a network file system. See scripts/local.sh."""
+    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
+        yield pathlib.Path(folder)
+
+
 def pids(run, env=os.environ):
     """Process ids of the workers of a run."""
     batch, found = client('batch', env), []
@@ -117,13 +124,6 @@ def output_of(process, seconds=90):
         process.kill()
         pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
     return process.returncode, out, err
-
-
-@pytest.fixture
-def shared():
-    """A folder that main script and jobs both see, as they would a network file system."""
-    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
-        yield pathlib.Path(folder)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,7 +351,8 @@ class Local:
         self.temporary = folder / 'temporary files'
         self.temporary.mkdir()
         self.root = root
-        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))}
+        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))
+                  and name != 'RIOS_AWSBATCH_LOCAL_SHARED'}
         self.env = {name: value for name, value in os.environ.items() if name not in hidden}
         self.env.update(env, TMPDIR=str(self.temporary), RIOS_AWSBATCH_REGION=REGION)
 
