@@ -97,8 +97,6 @@ class Job:
         overrides = request.get('containerOverrides') or {}
         self.properties = properties = definition.container_properties
         self.command = overrides.get('command') or properties.get('command') or []
-        parameters = {**definition.parameters, **(request.get('parameters') or {})}
-        self.command = [re.sub(r'Ref::(\w+)', lambda m: parameters.get(m[1], m[0]), word) for word in self.command]
         self.environment = {**named(properties.get('environment')), **named(overrides.get('environment'))}
         self.vcpus, self.memory = needs_of(properties, overrides)
         self.retry = request.get('retryStrategy') or definition.retry_strategy or {}
@@ -140,7 +138,7 @@ class Job:
                                                {'type': 'MEMORY', 'value': str(self.memory)}], **self.container)
         answer = {'isCancelled': False, 'isTerminated': False, **self.summary(), 'jobQueue': self.queue.arn,
                   'attempts': self.attempts, 'container': container,
-                  'dependsOn': self.request.get('dependsOn') or [], 'parameters': self.request.get('parameters') or {},
+                  'dependsOn': [], 'parameters': self.request.get('parameters') or {},
                   'tags': self.backend.list_tags_for_resource(self.arn),
                   'platformCapabilities': self.definition.platform_capabilities or ['EC2']}
         if self.retry:
@@ -181,15 +179,13 @@ class Batch:
         if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,127}', name, re.ASCII):
             refuse('Job name should match valid pattern')
         definition = backend.get_job_definition(request.get('jobDefinition', ''))
-        if definition is None:
+        if definition is None or definition.status != 'ACTIVE':
             refuse(f'JobDefinition {request.get("jobDefinition")} not found')
-        if definition.status != 'ACTIVE':
-            refuse(f'JobDefinition {request["jobDefinition"]} is not ACTIVE')
         queue = backend.get_job_queue(request.get('jobQueue', ''))
-        if queue is None:
-            refuse(f'JobQueue {request.get("jobQueue")} not found')
-        if queue.state != 'ENABLED':
-            refuse(f'JobQueue {queue.name} is not ENABLED')
+        if queue is None or queue.state != 'ENABLED':
+            refuse(f'JobQueue {request.get("jobQueue")} not found, or not ENABLED')
+        if request.get('dependsOn'):
+            refuse('the local AWS has no dependsOn')
         size = (request.get('arrayProperties') or {}).get('size')
         if size is not None and not 2 <= size <= MAX_ARRAY:
             refuse(f'Array size must be between 2 and {MAX_ARRAY}')
@@ -226,30 +222,20 @@ class Batch:
                 if queue is None:
                     refuse(f'JobQueue {request.get("jobQueue")} not found')
                 jobs = [job for job in self.scheduler.jobs.values() if job.queue is queue and job.parent is None]
-            filters = request.get('filters') or []
-            if not filters:
+            if 'filters' not in request:
                 # AWS lists only the running jobs unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
-            for rule in filters:
-                facts = {'JOB_NAME': lambda job: job.request['jobName'].lower(),
-                         'JOB_DEFINITION': lambda job: job.definition.name.lower()}[rule['name']]
-                jobs = [job for job in reversed(jobs) if any(
-                    fnmatch.fnmatchcase(facts(job), value.lower()) for value in rule['values'])]
+            for rule in request.get('filters') or []:
+                jobs = [job for job in reversed(jobs) if rule['name'] == 'JOB_NAME' and any(fnmatch.fnmatchcase(
+                    job.request['jobName'].lower(), value.lower()) for value in rule['values'])]
             first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)
             answer = {'jobSummaryList': [job.summary() for job in jobs[first:first + count]]}
             if len(jobs) > first + count:
                 answer['nextToken'] = str(first + count)
             return answer
 
-    def terminate(self, _, request):
-        """TerminateJob"""
-        return self._stop(request, True)
-
-    def cancel(self, _, request):
-        """CancelJob, for what has not been started"""
-        return self._stop(request, False)
-
-    def _stop(self, request, running_too):
+    def stop(self, request, running_too):
+        """TerminateJob, and CancelJob for what has not been started"""
         if not request.get('jobId') or not request.get('reason'):
             refuse('jobId and reason must be given')
         with self.scheduler.lock:
@@ -266,7 +252,8 @@ class Batch:
         def answer(work):
             return lambda response: json.dumps(work(response.batch_backend, json.loads(response.body or '{}')))
         for name, work in (('submitjob', self.submit), ('describejobs', self.describe), ('listjobs', self.list),
-                           ('terminatejob', self.terminate), ('canceljob', self.cancel)):
+                           ('terminatejob', lambda _, request: self.stop(request, True)),
+                           ('canceljob', lambda _, request: self.stop(request, False))):
             setattr(BatchResponse, name, answer(work))
         # Batch's own names for groups of instance families.
         EC2_INSTANCE_FAMILIES.extend(['optimal', 'default_x86_64', 'default_arm64'])
@@ -280,14 +267,11 @@ class Batch:
                     self.scheduler.stop(job, 'Job queue deleted')
             moto_delete(backend, queue_name)
 
-        def register(backend, def_name, parameters, _type, tags, retry_strategy, container_properties,
-                     node_properties, eks_properties, timeout, platform_capabilities, propagate_tags):
-            check_rules(retry_strategy, timeout)
-            check_platform(platform_capabilities, container_properties)
-            made = moto_register(
-                backend, def_name, parameters, _type, tags, retry_strategy, container_properties, node_properties,
-                eks_properties, timeout, platform_capabilities, propagate_tags)
-            made.platform_capabilities = platform_capabilities      # moto keeps those of the revision before
+        def register(backend, **given):
+            check_rules(given['retry_strategy'], given['timeout'])
+            check_platform(given['platform_capabilities'], given['container_properties'])
+            made = moto_register(backend, **given)
+            made.platform_capabilities = given['platform_capabilities']     # moto keeps those of the revision before
             return made
 
         def with_limits(name):

@@ -1,6 +1,6 @@
 """Kinds of resources in a stack that moto lacks, or cannot change or delete.
 
-moto makes all of batch.yaml's resources but the policies of buckets. Of Batch's it wants properties that are optional
+moto makes all of batch.yaml's resources but the policies of buckets, which bind nobody here. Of Batch's it wants properties that are optional
 and drops others (retry rules, time-outs, platform), and it cannot change them, so that an update would make them
 anew. Roles do not get their managed policies, and parts of the network are left behind.
 """
@@ -25,35 +25,25 @@ def install():
 
 
 def plain_resources():
-    """Types that moto does not know. All but the policy of a bucket need only be there: Ref and GetAtt work."""
+    """Types that moto does not know, and that need only be there: Ref and GetAtt work."""
     from moto.core.common_models import CloudFormationModel
-    from moto.iam.access_control import PermissionResult
-    from moto.s3.models import FakeBucket, s3_backends
 
-    def set_policy(item, document):
-        buckets = s3_backends[ACCOUNT][PARTITION].buckets
-        if 'Bucket' in item.properties and item.properties['Bucket'] in buckets:
-            buckets[item.properties['Bucket']].policy = document and json.dumps(document).encode()
-
-    def create(cls, resource_name, cloudformation_json, *_, **__):
+    def create(cls, resource_name, *_, **__):
         item = cls()
-        item.name, item.properties = resource_name, cloudformation_json['Properties']
-        set_policy(item, item.properties.get('PolicyDocument'))
+        item.name = resource_name
         return item
 
-    kinds = [type(kind.replace('::', ''), (CloudFormationModel,), {
+    # moto finds models among the living subclasses.
+    CloudFormationModel.of_the_local_aws = [type(kind.replace('::', ''), (CloudFormationModel,), {
         'cloudformation_type': staticmethod(lambda kind=kind: kind),
         'cloudformation_name_type': staticmethod(lambda: ''),
         'create_from_cloudformation_json': classmethod(create),
-        'update_from_cloudformation_json': classmethod(lambda cls, _, *given: create(cls, *given)),
-        'delete': lambda item, *_: set_policy(item, None),
+        'update_from_cloudformation_json': classmethod(lambda cls, item, *_: item),
+        'delete': lambda item, *_: None,
         'physical_resource_id': property(lambda item: item.name),
         'has_cfn_attr': classmethod(lambda cls, attr: True),
         'get_cfn_attribute': lambda item, name: f'{item.name}.{name}'})
         for kind in ('AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress')]
-    # A bucket's policy counts in Iam's decision on a request. moto's own reading of it knows no conditions.
-    FakeBucket.get_permission = lambda *_: PermissionResult.NEUTRAL
-    FakeBucket.policies_of_stacks = kinds        # moto finds models among the living subclasses
 
 
 def batch_resources():
@@ -97,9 +87,11 @@ def batch_resources():
         for pair in [*container.get('environment', []), *container.get('resourceRequirements', [])]:
             pair['value'] = str(pair['value'])
         return batch_backend(region_name).register_job_definition(
-            resource_name, given.get('parameters') or {}, given['type'], given.get('tags') or {},
-            given.get('retryStrategy') or {}, container, None, None, given.get('timeout') or {},
-            given.get('platformCapabilities') or ['EC2'], given.get('propagateTags', False))
+            def_name=resource_name, parameters=given.get('parameters') or {}, _type=given['type'],
+            tags=given.get('tags') or {}, retry_strategy=given.get('retryStrategy') or {},
+            container_properties=container, node_properties=None, eks_properties=None,
+            timeout=given.get('timeout') or {}, propagate_tags=given.get('propagateTags', False),
+            platform_capabilities=given.get('platformCapabilities') or ['EC2'])
 
     def change_definition(cls, item, *given):
         item.deregister()                        # a change is a new revision; the old one becomes INACTIVE

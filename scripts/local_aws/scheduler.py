@@ -52,7 +52,7 @@ class Scheduler(threading.Thread):
         with self.lock:
             for each in (job, *job.children):
                 self.jobs[each.id] = self.open[each.id] = each
-                each.move('PENDING')
+                each.move('PENDING' if each.children else 'RUNNABLE')
                 each.not_before = time.monotonic() + self.start_delay * (each.index or 0)
             self.wake.notify()
 
@@ -104,8 +104,6 @@ class Scheduler(threading.Thread):
     def _start_what_fits(self):
         waiting = collections.defaultdict(list)
         for job in list(self.open.values()):
-            if job.status == 'PENDING' and not job.children and self._ready(job):
-                job.move('RUNNABLE')
             if job.status == 'RUNNABLE':
                 waiting[job.queue.arn].append(job)
         now = time.monotonic()
@@ -136,17 +134,6 @@ class Scheduler(threading.Thread):
                 self._end(job, 'FAILED', f'Canceled by JobStateTimeLimit action due to reason: {kind}')
                 return True
         return False
-
-    def _ready(self, job):
-        """Whether all jobs that this one waits for have succeeded."""
-        for dependency in job.request.get('dependsOn') or []:
-            other = self.jobs.get(dependency.get('jobId'))
-            if other is None or other.status == 'FAILED':
-                self._end(job, 'FAILED', 'Dependent Job failed')
-                return False
-            if other.status != 'SUCCEEDED':
-                return False
-        return True
 
     def _start(self, job):
         job.move('STARTING')

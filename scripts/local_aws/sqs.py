@@ -112,7 +112,7 @@ class MessageStore:
                     break
                 due = min(deadline, self.waiting[0][0]) if self.waiting else deadline
                 self.changed.wait(due - now)
-            if len(self.waiting) > MAX_IN_FLIGHT and self.in_flight() > MAX_IN_FLIGHT:
+            if len(self.messages) - len(self.ready) > MAX_IN_FLIGHT:
                 raise AwsError('OverLimit', 'The maximum number of in flight messages is reached.', 403)
             answer = []
             for message in taken:
@@ -174,18 +174,12 @@ class MessageStore:
             self.messages.clear()
             self.changed.notify_all()
 
-    def visible(self):
-        """How many may be received."""
-        self._ripen()
-        return sum(message.due is None for message in self.messages.values())
-
-    def in_flight(self):
-        """How many have been received and neither deleted nor become visible again."""
-        return sum(message.due is not None and message.receives > 0 for message in self.messages.values())
-
-    def delayed(self):
-        """How many have not arrived yet."""
-        return sum(message.due is not None and message.receives == 0 for message in self.messages.values())
+    def count(self, waiting, received):
+        """How many may be received, or are in flight (waiting, received), or have not arrived yet (waiting, not)."""
+        with self.changed:
+            self._ripen()
+            return sum(message.due is not None and (message.receives > 0) == received if waiting else
+                       message.due is None for message in self.messages.values())
 
 
 def store_of(queue):
@@ -217,14 +211,20 @@ class Sqs:
     """The operations on messages, with AWS's limits and error texts. Everything else about queues is moto's."""
 
     INVALID_CHARACTER = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
-    BATCH_ID = re.compile(r'[\w-]{1,80}', re.ASCII)
 
     def __init__(self, faults):
         self.faults = faults
         self.operations = {
-            'SendMessage': self.send, 'SendMessageBatch': self.send_batch, 'ReceiveMessage': self.receive,
-            'DeleteMessage': self.delete, 'DeleteMessageBatch': self.delete_batch,
-            'ChangeMessageVisibility': self.change, 'ChangeMessageVisibilityBatch': self.change_batch}
+            'SendMessage': lambda queue, store, given, _: self._put(queue, store, given),
+            'SendMessageBatch': self.send_batch, 'ReceiveMessage': self.receive,
+            'DeleteMessage': lambda _, store, given, __: store.delete(given['ReceiptHandle']),
+            'DeleteMessageBatch': lambda _, store, given, __: self._each(
+                self._entries(given, 'Delete'), lambda entry: store.delete(entry['ReceiptHandle'])),
+            'ChangeMessageVisibility': lambda _, store, given, __: store.change_visibility(
+                given['ReceiptHandle'], int(given['VisibilityTimeout'])),
+            'ChangeMessageVisibilityBatch': lambda _, store, given, __: self._each(
+                self._entries(given, 'ChangeVisibility'), lambda entry: store.change_visibility(
+                    entry['ReceiptHandle'], int(entry['VisibilityTimeout'])))}
 
     def call(self, request, given):
         """Carry out the operation of the request with the given parameters (in the JSON protocol's shape)."""
@@ -248,7 +248,8 @@ class Sqs:
                                                     f'shorter than {queue.maximum_message_size} bytes.')
         return Message(body, given.get('MessageAttributes') or {})
 
-    def _put(self, queue, store, message, given):
+    def _put(self, queue, store, given):
+        message = self._message(queue, given)
         delay = given.get('DelaySeconds')
         delay = queue.delay_seconds if delay is None else int(delay)
         if self.faults.hits(self.faults.late):
@@ -261,10 +262,6 @@ class Sqs:
             answer['MD5OfMessageAttributes'] = attributes_md5(message.attributes)
         return answer
 
-    def send(self, queue, store, given, _):
-        """SendMessage"""
-        return self._put(queue, store, self._message(queue, given), given)
-
     def send_batch(self, queue, store, given, _):
         """SendMessageBatch"""
         entries = self._entries(given, 'Send')
@@ -272,10 +269,10 @@ class Sqs:
         if size > MAX_BYTES:
             raise AwsError('AWS.SimpleQueueService.BatchRequestTooLong', 'Batch requests cannot be longer than '
                            f'{MAX_BYTES} bytes. You have sent {size} bytes.')
-        return self._each(entries, lambda entry: self._put(queue, store, self._message(queue, entry), entry))
+        return self._each(entries, lambda entry: self._put(queue, store, entry))
 
-    @classmethod
-    def _entries(cls, given, verb):
+    @staticmethod
+    def _entries(given, verb):
         entries, prefix = given.get('Entries') or [], 'AWS.SimpleQueueService.'
         if not entries:
             raise AwsError(prefix + 'EmptyBatchRequest',
@@ -283,14 +280,8 @@ class Sqs:
         if len(entries) > 10:
             raise AwsError(prefix + 'TooManyEntriesInBatchRequest',
                            f'Maximum number of entries per request are 10. You have sent {len(entries)}.')
-        seen = set()
-        for entry in entries:
-            if not cls.BATCH_ID.fullmatch(entry['Id']):
-                raise AwsError(prefix + 'InvalidBatchEntryId', 'A batch entry id can only contain alphanumeric '
-                               'characters, hyphens and underscores. It can be at most 80 letters long.')
-            if entry['Id'] in seen:
-                raise AwsError(prefix + 'BatchEntryIdsNotDistinct', f'Id {entry["Id"]} repeated.')
-            seen.add(entry['Id'])
+        if len({entry['Id'] for entry in entries}) < len(entries):
+            raise AwsError(prefix + 'BatchEntryIdsNotDistinct', 'Two or more batch entries have the same Id.')
         return entries
 
     def _each(self, entries, work):
@@ -340,29 +331,12 @@ class Sqs:
             answer.update(MessageAttributes=wanted, MD5OfMessageAttributes=attributes_md5(wanted))
         return answer
 
-    def delete(self, _, store, given, __):
-        """DeleteMessage"""
-        store.delete(given['ReceiptHandle'])
-
-    def delete_batch(self, _, store, given, __):
-        """DeleteMessageBatch"""
-        return self._each(self._entries(given, 'Delete'), lambda entry: store.delete(entry['ReceiptHandle']))
-
-    def change(self, _, store, given, __):
-        """ChangeMessageVisibility"""
-        store.change_visibility(given['ReceiptHandle'], int(given['VisibilityTimeout']))
-
-    def change_batch(self, _, store, given, __):
-        """ChangeMessageVisibilityBatch"""
-        return self._each(self._entries(given, 'ChangeVisibility'), lambda entry: store.change_visibility(
-            entry['ReceiptHandle'], int(entry['VisibilityTimeout'])))
-
     def install(self):
         """Let moto's queues count from the store, and close it when they go."""
         from moto.sqs.models import Queue, SQSBackend
-        Queue.approximate_number_of_messages = property(lambda queue: store_of(queue).visible())
-        Queue.approximate_number_of_messages_not_visible = property(lambda queue: store_of(queue).in_flight())
-        Queue.approximate_number_of_messages_delayed = property(lambda queue: store_of(queue).delayed())
+        for name, which in (('', (False, False)), ('_not_visible', (True, True)), ('_delayed', (True, False))):
+            setattr(Queue, 'approximate_number_of_messages' + name,
+                    property(lambda queue, which=which: store_of(queue).count(*which)))
         moto_delete = SQSBackend.delete_queue
 
         def delete_queue(backend, queue_name):
