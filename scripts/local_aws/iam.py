@@ -1,14 +1,15 @@
 """Who may do what, and with credentials of what age.
 
 moto looks at the action alone, and not in every service. AWS looks at action, resource and condition of every
-statement, so this does; where AWS has no resource for an action, the resource is `*`. EC2, IAM and STS are checked by
-action alone (their resource is None here, which every Resource element matches). Policies hold while `enforced`.
+statement, so this does; where AWS has no resource for an action, the resource is `*`. EC2, IAM and STS are
+checked by action alone (their resource is None here, which every Resource element matches). Policies hold
+while `enforced`.
 
-Credentials expire whether or not policies are enforced: those of a job after `lifetime` seconds, unless it fetches
-new ones, which are there from half of that on, as ECS renews a role's; those of everybody else while `login_expired`.
-S3 answers an old token with ExpiredToken and status 400 (S3 API reference, "Error responses"), query services and SQS
-with ExpiredToken and 403, the others with ExpiredTokenException (Common errors of each API reference).
-"""
+Credentials expire whether or not policies are enforced: those of a job after `lifetime` seconds, unless it
+fetches new ones, which are there from half of that on, as ECS renews a role's; those of everybody else while
+`login_expired`. S3 answers an old token with ExpiredToken and status 400 (S3 API reference, "Error
+responses"), query services and SQS with ExpiredToken and 403, the others with ExpiredTokenException (Common
+errors of each API reference)."""
 import base64
 import collections
 import json
@@ -33,7 +34,8 @@ def as_list(value):
 
 def policy_match(pattern, text):
     """Whether an IAM pattern (* and ?) matches the text."""
-    return re.fullmatch(re.escape(pattern).replace(r'\*', '.*').replace(r'\?', '.'), text, re.DOTALL) is not None
+    pattern = re.escape(pattern).replace(r'\*', '.*').replace(r'\?', '.')
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 class Iam:
@@ -43,8 +45,9 @@ class Iam:
     ACTION = {'SendMessageBatch': 'SendMessage', 'DeleteMessageBatch': 'DeleteMessage',
               'ChangeMessageVisibilityBatch': 'ChangeMessageVisibility', 'HeadObject': 'GetObject',
               'CopyObject': 'PutObject', 'HeadBucket': 'ListBucket', 'ListObjects': 'ListBucket',
-              'ListObjectsV2': 'ListBucket', 'ListObjectVersions': 'ListBucketVersions', 'UploadPart': 'PutObject',
-              'CreateMultipartUpload': 'PutObject', 'CompleteMultipartUpload': 'PutObject',
+              'ListObjectsV2': 'ListBucket', 'ListObjectVersions': 'ListBucketVersions',
+              'UploadPart': 'PutObject', 'CreateMultipartUpload': 'PutObject',
+              'CompleteMultipartUpload': 'PutObject',
               'ListMultipartUploads': 'ListBucketMultipartUploads', 'ListParts': 'ListMultipartUploadParts',
               'ListBuckets': 'ListAllMyBuckets', 'GetBucketEncryption': 'GetEncryptionConfiguration',
               'PutBucketEncryption': 'PutEncryptionConfiguration',
@@ -61,6 +64,11 @@ class Iam:
         self.tasks = {}                          # running task -> ARN of its role
         self.current = {}                        # task -> (moment of its last credentials, those)
         self.sessions = {}                       # access key of a job's credentials -> role ARN, task, end
+
+    def enforce(self, enforced):
+        """Let the policies hold, or not."""
+        self.enforced = enforced
+        self.denials.clear()
 
     def credentials_of(self, task):
         """Temporary credentials of the task's role, as a container finds them; None for no such task."""
@@ -108,8 +116,8 @@ class Iam:
             return Principal(arn, self._policies(role) if role else [])
         for user in backend.users.values():
             if any(key.access_key_id == access_key for key in user.access_keys):
-                holders = [user] + [group for group in backend.groups.values() if user in group.users]
-                return Principal(user.arn, [policy for holder in holders for policy in self._policies(holder)])
+                groups = [group for group in backend.groups.values() if user in group.users]
+                return Principal(user.arn, sum(map(self._policies, groups), self._policies(user)))
         raise AwsError('InvalidClientTokenId', 'The security token included in the request is invalid.', 403)
 
     def identity(self, request):
@@ -117,8 +125,8 @@ class Iam:
         principal = self.principal(request.access_key)
         arn = principal.arn if principal else f'arn:{PARTITION}:iam::{ACCOUNT}:root'
         text = ('<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">'
-                f'<GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{request.access_key}</UserId><Account>{ACCOUNT}'
-                '</Account></GetCallerIdentityResult></GetCallerIdentityResponse>')
+                f'<GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{request.access_key}</UserId><Account>'
+                f'{ACCOUNT}</Account></GetCallerIdentityResult></GetCallerIdentityResponse>')
         return Response(200, [('Content-Type', 'text/xml')], text.encode())
 
     @staticmethod
@@ -149,8 +157,8 @@ class Iam:
         if target:
             message += f' on resource: {target}'
         self.denials.append({'user': principal.arn, 'action': action, 'resource': target})
-        code = {'batch': 'AccessDeniedException', 'logs': 'AccessDeniedException', 'ec2': 'UnauthorizedOperation',
-                'ecr': 'AccessDeniedException'}.get(request.service, 'AccessDenied')
+        code = 'AccessDeniedException' if request.service in ('batch', 'logs', 'ecr') else {
+            'ec2': 'UnauthorizedOperation'}.get(request.service, 'AccessDenied')
         raise AwsError(code, f'{message} {why}', 400 if request.service in ('logs', 'ecr') else 403)
 
     def needs(self, request):
@@ -167,9 +175,9 @@ class Iam:
             yield from self._s3_needs(request, action)
         elif operation == 'SubmitJob':
             backend = batch_backend(request.region)
-            for found, name, kind in (
-                    (backend.get_job_definition(given.get('jobDefinition', '')), 'jobDefinition', 'job-definition'),
-                    (backend.get_job_queue(given.get('jobQueue', '')), 'jobQueue', 'job-queue')):
+            for name, kind, find in (('jobDefinition', 'job-definition', backend.get_job_definition),
+                                     ('jobQueue', 'job-queue', backend.get_job_queue)):
+                found = find(given.get(name, ''))
                 yield action, found.arn if found else f'{arn}{here}:{kind}/{given.get(name)}'
             if given.get('tags'):
                 yield 'batch:TagResource', f'{arn}{here}:job/*'
@@ -177,7 +185,8 @@ class Iam:
             yield action, f'{arn}{here}:job/{given.get("jobId")}'
         elif request.service == 'logs' and 'logGroupName' in given:
             # AWS writes an empty stream name for what concerns the whole group.
-            yield action, f'{arn}{here}:log-group:{given["logGroupName"]}:log-stream:{given.get("logStreamName", "")}'
+            stream = given.get('logStreamName', '')
+            yield action, f'{arn}{here}:log-group:{given["logGroupName"]}:log-stream:{stream}'
         elif request.service == 'cloudformation' and given.get('StackName'):
             yield action, self._stack_arn(request, given['StackName'])
         elif request.service == 'ecr' and 'repositoryName' in given:
@@ -216,8 +225,8 @@ class Iam:
         for name in ('prefix', 'delimiter'):
             if request.service == 's3' and name in request.query:
                 context['s3:' + name] = request.query[name]
-        effects = {statement['Effect'] for policy in principal.policies for statement in as_list(policy['Statement'])
-                   if self._applies(statement, action, target, context)}
+        statements = [each for policy in principal.policies for each in as_list(policy['Statement'])]
+        effects = {each['Effect'] for each in statements if self._applies(each, action, target, context)}
         return effects == {'Allow'}
 
     def _applies(self, statement, action, target, context):
@@ -225,12 +234,13 @@ class Iam:
         known = {'Sid', 'Effect', 'Action', 'Resource', 'Condition'}
         if not known.issuperset(statement):
             raise ValueError(f'the local AWS does not know {set(statement) - known} of a policy')
-        if not any(policy_match(pattern.lower(), action.lower()) for pattern in as_list(statement['Action'])):
+        if not any(policy_match(each.lower(), action.lower()) for each in as_list(statement['Action'])):
             return False
-        if target is not None and not any(policy_match(pattern, target) for pattern in as_list(statement['Resource'])):
+        if target and not any(policy_match(each, target) for each in as_list(statement['Resource'])):
             return False
-        return all(self._condition(operator, context.get(key.lower()), wanted) for operator, keys in statement.get(
-            'Condition', {}).items() for key, wanted in keys.items())
+        conditions = statement.get('Condition', {}).items()
+        return all(self._condition(operator, context.get(key.lower()), wanted)
+                   for operator, keys in conditions for key, wanted in keys.items())
 
     def _condition(self, operator, have, wanted):
         name = operator.removesuffix('IfExists')

@@ -1,9 +1,9 @@
 """Kinds of resources in a stack that moto lacks, or cannot change or delete.
 
-moto makes all of batch.yaml's resources but the policies of buckets, which bind nobody here. Of Batch's it wants properties that are optional
-and drops others (retry rules, time-outs, platform), and it cannot change them, so that an update would make them
-anew. Roles do not get their managed policies, and parts of the network are left behind.
-"""
+moto makes all of batch.yaml's resources but the policies of buckets, which bind nobody here. Of Batch's it
+wants properties that are optional and drops others (retry rules, time-outs, platform), and it cannot change
+them, so that an update would make them anew. Roles do not get their managed policies, and parts of the
+network are left behind."""
 import json
 
 from local_aws import ACCOUNT, PARTITION, AwsError
@@ -47,7 +47,7 @@ def plain_resources():
 
 
 def batch_resources():
-    """Batch resources: optional properties optional, changes in place, definitions with all their settings."""
+    """Optional properties optional, changes in place, definitions with all their settings."""
     from moto.batch import models
     from moto.iam.models import iam_backends
 
@@ -58,8 +58,8 @@ def batch_resources():
             iam.create_role(name, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
         role = given.get('serviceRole') or next(role.arn for role in iam.roles.values() if role.name == name)
         return batch_backend(region_name).create_compute_environment(
-            resource_name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'], role,
-            given.get('tags'))
+            resource_name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
+            role, given.get('tags'))
 
     def change_environment(cls, item, resource_name, cloudformation_json, *_):
         given = camel(cloudformation_json['Properties'])
@@ -77,7 +77,8 @@ def batch_resources():
     def change_queue(cls, item, resource_name, cloudformation_json, account_id, region_name):
         given = camel(cloudformation_json['Properties'])
         batch_backend(region_name).update_job_queue(
-            item.arn, int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder'], None)
+            item.arn, int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder'],
+            None)
         item.limits = given.get('jobStateTimeLimitActions', ())
         return item
 
@@ -134,7 +135,8 @@ def other_resources():
         return attach(role, given.get('ManagedPolicyArns', []))
 
     def change_policy(cls, item, resource_name, cloudformation_json, *_):
-        iam.create_policy_version(item.arn, json.dumps(cloudformation_json['Properties']['PolicyDocument']), 'true')
+        document = json.dumps(cloudformation_json['Properties']['PolicyDocument'])
+        iam.create_policy_version(item.arn, document, 'true')
         return item
 
     def delete_policy(item, *_):
@@ -156,7 +158,8 @@ def other_resources():
     LogGroup.update_from_cloudformation_json = classmethod(change_group)
     for model, work in (
             (ec2.route_tables.RouteTable, lambda backend, item: backend.delete_route_table(item.id)),
-            (ec2.internet_gateways.InternetGateway, lambda backend, item: backend.delete_internet_gateway(item.id)),
+            (ec2.internet_gateways.InternetGateway,
+             lambda backend, item: backend.delete_internet_gateway(item.id)),
             (ec2.vpn_gateway.VPCGatewayAttachment, lambda backend, item: item.vpc_id and (
                 backend.detach_internet_gateway(item.gateway_id, item.vpc_id))),
             (ec2.vpcs.VPCEndPoint, lambda backend, item: backend.delete_vpc_endpoints([item.id]))):

@@ -1,15 +1,16 @@
 """Which job runs when, on which instance, and what follows an attempt. moto runs each job at once and alone.
 
-- A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher priority
-  are served first. The compute environments of a queue are tried in their order.
-- A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the queue's
-  JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words these are).
-- The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed (botocore's
-  model, ListJobsRequest.jobStatus).
-- An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its exit code
-  and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may have exited with 0.
-- An instance that is taken away takes all its jobs with it. They have no exit code.
-"""
+- A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher
+  priority are served first. The compute environments of a queue are tried in their order.
+- A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the
+  queue's JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words
+  these are).
+- The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed
+  (botocore's model, ListJobsRequest.jobStatus).
+- An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its
+  exit code and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may
+  have exited with 0.
+- An instance that is taken away takes all its jobs with it. They have no exit code."""
 import collections
 import os
 import threading
@@ -85,9 +86,10 @@ class Scheduler(threading.Thread):
         with self.lock:
             tasks = [job.task for job in self.open.values() if job.task]
             used = processes_of({task.pid for task in tasks})
-            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid, 'vcpus': task.job.vcpus,
-                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind,
-                     'rss': sum(used[task.pid].values())} for task in tasks]
+            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid,
+                     'vcpus': task.job.vcpus, 'rss': sum(used[task.pid].values()),
+                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind}
+                    for task in tasks]
 
     # ---- what happens by itself
 

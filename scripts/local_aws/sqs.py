@@ -1,6 +1,6 @@
-"""Messages. moto walks through all messages for each receive and sleeps between two looks, so a queue gets slower as
-it gets longer. Here a long poll wakes when a message arrives or becomes visible again. AWS's limits and error texts
-are added, and the faults of a standard queue. Everything else about queues is moto's.
+"""Messages. moto walks through all messages for each receive and sleeps between two looks, so a queue gets
+slower as it gets longer. Here a long poll wakes when a message arrives or becomes visible again. AWS's limits
+and error texts are added, and the faults of a standard queue. Everything else about queues is moto's.
 
 They are asked for in SQS's JSON protocol alone, which botocore has used since 1.29.127 (2023).
 """
@@ -19,6 +19,11 @@ from local_aws import ACCOUNT, AwsError
 MAX_BYTES = 1 << 20                # of one message, and of one batch of messages
 MAX_IN_FLIGHT = 120_000
 MAX_VISIBILITY = 12 * 3600
+
+
+def bad(name, value, why):
+    """Raise the error of a bad value."""
+    raise AwsError('InvalidParameterValue', f'Value {value} for parameter {name} is invalid. Reason: {why}')
 
 
 class Message:
@@ -52,7 +57,7 @@ class MessageStore:
         self.changed = threading.Condition(threading.Lock())
         self.messages = {}                       # all that are not deleted, by key
         self.ready = collections.deque()         # those that may be received
-        self.waiting = []                        # heap of (due, key): delayed or in flight; stale entries are skipped
+        self.waiting = []                        # heap of (due, key): late or in flight; some stale
 
     def put(self, message, delay):
         """Add a message that may be received after so many seconds."""
@@ -139,8 +144,8 @@ class MessageStore:
             key, receives = base64.b64decode(handle, validate=True).decode().split(' ')
             receives = int(receives)
         except ValueError:
-            raise AwsError('ReceiptHandleIsInvalid',
-                           f'The input receipt handle "{handle}" is not a valid receipt handle.', 404) from None
+            raise AwsError('ReceiptHandleIsInvalid', f'The input receipt handle "{handle}" is not a valid '
+                           'receipt handle.', 404) from None
         message = self.messages.get(key)
         return message, message is not None and message.receives == receives
 
@@ -155,16 +160,14 @@ class MessageStore:
     def change_visibility(self, handle, seconds):
         """Make a message in flight visible after so many seconds from now."""
         if not 0 <= seconds <= MAX_VISIBILITY:
-            raise AwsError('InvalidParameterValue', f'Value {seconds} for parameter VisibilityTimeout is invalid. '
-                                                    'Reason: Must be between 0 and 43200, if provided.')
+            bad('VisibilityTimeout', seconds, 'Must be between 0 and 43200, if provided.')
         with self.changed:
             self._alive()
             self._ripen()
             message, is_last = self._find(handle)
             if not is_last or message.due is None:
-                raise AwsError('InvalidParameterValue',
-                               f'Value {handle} for parameter ReceiptHandle is invalid. Reason: Message does not '
-                               'exist or is not available for visibility timeout change.')
+                bad('ReceiptHandle', handle,
+                    'Message does not exist or is not available for visibility timeout change.')
             self._schedule(message, seconds)
 
     def close(self):
@@ -175,7 +178,7 @@ class MessageStore:
             self.changed.notify_all()
 
     def count(self, waiting, received):
-        """How many may be received, or are in flight (waiting, received), or have not arrived yet (waiting, not)."""
+        """How many may be received, or are in flight (waiting, received), or late (waiting, not received)."""
         with self.changed:
             self._ripen()
             return sum(message.due is not None and (message.receives > 0) == received if waiting else
@@ -208,7 +211,7 @@ def attributes_md5(attributes):
 
 
 class Sqs:
-    """The operations on messages, with AWS's limits and error texts. Everything else about queues is moto's."""
+    """The operations on messages, with AWS's limits and error texts."""
 
     INVALID_CHARACTER = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
 
@@ -240,12 +243,11 @@ class Sqs:
         if not body:
             raise AwsError('MissingParameter', 'The request must contain the parameter MessageBody.')
         if self.INVALID_CHARACTER.search(body):
-            raise AwsError('InvalidMessageContents', 'Invalid characters found. Valid unicode characters are #x9 | '
-                                                     '#xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to '
-                                                     '#x10FFFF')
+            raise AwsError('InvalidMessageContents', 'Invalid characters found. Valid unicode characters are '
+                           '#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF')
         if size_of(given) > queue.maximum_message_size:
-            raise AwsError('InvalidParameterValue', 'One or more parameters are invalid. Reason: Message must be '
-                                                    f'shorter than {queue.maximum_message_size} bytes.')
+            raise AwsError('InvalidParameterValue', 'One or more parameters are invalid. Reason: Message '
+                           f'must be shorter than {queue.maximum_message_size} bytes.')
         return Message(body, given.get('MessageAttributes') or {})
 
     def _put(self, queue, store, given):
@@ -267,8 +269,8 @@ class Sqs:
         entries = self._entries(given, 'Send')
         size = sum(map(size_of, entries))
         if size > MAX_BYTES:
-            raise AwsError('AWS.SimpleQueueService.BatchRequestTooLong', 'Batch requests cannot be longer than '
-                           f'{MAX_BYTES} bytes. You have sent {size} bytes.')
+            raise AwsError('AWS.SimpleQueueService.BatchRequestTooLong', 'Batch requests cannot be longer '
+                           f'than {MAX_BYTES} bytes. You have sent {size} bytes.')
         return self._each(entries, lambda entry: self._put(queue, store, entry))
 
     @staticmethod
@@ -290,7 +292,7 @@ class Sqs:
         for entry in entries:
             try:
                 if self.faults.hits(self.faults.errors):
-                    raise AwsError('InternalError', 'We encountered an internal error. Please try again.', 500)
+                    raise AwsError('InternalError', 'We encountered an internal error.', 500)
                 done.append({'Id': entry['Id'], **(work(entry) or {})})
             except AwsError as error:
                 if error.code.endswith('NonExistentQueue'):
@@ -304,10 +306,10 @@ class Sqs:
         count = int(given.get('MaxNumberOfMessages', 1))
         wait = given.get('WaitTimeSeconds')
         wait = int(queue.receive_message_wait_time_seconds if wait is None else wait)
-        for name, value, low, high in (('MaxNumberOfMessages', count, 1, 10), ('WaitTimeSeconds', wait, 0, 20)):
+        for name, value, low, high in (('MaxNumberOfMessages', count, 1, 10),
+                                       ('WaitTimeSeconds', wait, 0, 20)):
             if not low <= value <= high:
-                raise AwsError('InvalidParameterValue', f'Value {value} for parameter {name} is invalid. Reason: '
-                                                        f'Must be between {low} and {high}, if provided.')
+                bad(name, value, f'Must be between {low} and {high}, if provided.')
         visibility = given.get('VisibilityTimeout')
         visibility = int(queue.visibility_timeout if visibility is None else visibility)
         taken = store.receive(count, wait, visibility, request.client_is_there,
@@ -318,7 +320,8 @@ class Sqs:
 
     @staticmethod
     def _described(message, handle, receives, system, names):
-        answer = {'MessageId': message.id, 'ReceiptHandle': handle, 'MD5OfBody': message.md5, 'Body': message.body}
+        answer = {'MessageId': message.id, 'ReceiptHandle': handle, 'MD5OfBody': message.md5,
+                  'Body': message.body}
         attributes = {'SenderId': 'AIDAIT2UOQQY3AUEKVGXU', 'SentTimestamp': str(int(message.sent * 1000)),
                       'ApproximateReceiveCount': str(receives),
                       'ApproximateFirstReceiveTimestamp': str(int(message.first * 1000))}
@@ -334,7 +337,8 @@ class Sqs:
     def install(self):
         """Let moto's queues count from the store, and close it when they go."""
         from moto.sqs.models import Queue, SQSBackend
-        for name, which in (('', (False, False)), ('_not_visible', (True, True)), ('_delayed', (True, False))):
+        for name, which in (('', (False, False)), ('_not_visible', (True, True)),
+                            ('_delayed', (True, False))):
             setattr(Queue, 'approximate_number_of_messages' + name,
                     property(lambda queue, which=which: store_of(queue).count(*which)))
         moto_delete = SQSBackend.delete_queue
