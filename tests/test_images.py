@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import rios_awsbatch
-from tests.conftest import ROOT, wait_until, run, succeeds, refuses, Stack, write_main, StandIn
+from tests.conftest import (
+    ROOT, another_aws, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -237,3 +238,12 @@ def test_main_jobs_do_not_starve_their_workers(tmp_path):
                                 range(3)))
     assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
     assert [each.stdout for each in done] == ['got {}\n'.format(x * x) for x in range(3)]
+
+
+def test_main_job_that_did_not_start_for_a_passing_reason_is_started_again(tmp_path):
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        stack.push('BatchECRMain', write_main(tmp_path, "print('hello')"))
+        local_aws('starts', {'fail': 1}, env=env)
+        done = stack.run('submit.sh', '--wait')
+        assert (done.returncode, done.stdout) == (0, 'hello\n'), done.stderr

@@ -59,7 +59,7 @@ ALLOWED = '''
 
 
 def user_with_main_policy(stack):
-    """The environment of a user of AWS to whom exactly the policy for main scripts is attached; and the user's ARN."""
+    """The environment of a user to whom just the policy for main scripts is attached; and the user's ARN."""
     iam, name = stack.client('iam'), 'scientist-' + stack.name
     arn = iam.create_user(UserName=name)['User']['Arn']
     iam.attach_user_policy(UserName=name, PolicyArn=stack.outputs()['BatchMainPolicyArn'])
@@ -79,8 +79,8 @@ def denials(stack, env):
 
 def test_permissions_suffice(tmp_path):
     """
-    A user with the stack's policy alone can run main scripts here and, with submit.sh, there, look at both with
-    status.sh and clean up; and the main job can do it with its role.
+    A user with the stack's policy alone can run main scripts here and, with submit.sh, there, look at both
+    with status.sh and clean up; and the main job can run one with its role.
     """
     with another_aws(tmp_path) as env:
         script = write_main(tmp_path, ALLOWED)
@@ -105,7 +105,8 @@ def test_permissions_suffice(tmp_path):
             role = '/{}/'.format(outputs['BatchJobRoleArn'].rpartition('/')[2])
             assert ':assumed-role/' in said['worker'] and role in said['worker']
             assert said['main'] == arn or 'MainRole' in said['main']
-            assert 'exit code 3' in said['broken'] and 'about to go' in said['broken']      # the tail of the log
+            # What Batch says, and the tail of the log.
+            assert 'exit code 3' in said['broken'] and 'about to go' in said['broken']
         done = run('status.sh', '--clean', env=user)
         assert 'Removed what was left of ' + dead in succeeds(done)
         assert not stack.queues() and not stack.objects('runs/')
@@ -155,7 +156,8 @@ def test_permissions_go_no_further(tmp_path):
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
         other = Stack(stack.name + '-2', env=env).create()
         mine, theirs = stack.outputs(), other.outputs()
-        queue = stack.client('sqs').create_queue(QueueName=other.name + '_20260101T000000-0123abcd_in')['QueueUrl']
+        queue = stack.client('sqs').create_queue(
+            QueueName=other.name + '_20260101T000000-0123abcd_in')['QueueUrl']
         foreign = stack.client('sqs').create_queue(QueueName='mine')['QueueUrl']
         for bucket in (mine['BatchBucket'], theirs['BatchBucket']):
             for key in ('mine', 'runs/x/call-1'):
@@ -230,7 +232,8 @@ DATA = '''
 
 {denied}
 
-    print(json.dumps(list(rios_awsbatch.AWSBatchExecutor(1).map(denied, *zip(*json.loads(sys.argv[1]))))), flush=True)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        print(json.dumps(list(executor.map(denied, *zip(*json.loads(sys.argv[1]))))), flush=True)
 '''
 
 
@@ -305,7 +308,8 @@ def test_policies_have_no_wildcard_that_aws_does_not_ask_for():
                                      target['Sub']), statement
     # Jobs have these policies and no others.
     roles = {name: load_template()['Resources'][name]['Properties'] for name in ('JobRole', 'MainRole')}
-    assert 'ManagedPolicyArns' not in roles['JobRole'] and roles['MainRole']['ManagedPolicyArns'] == [{'Ref': 'MainPolicy'}]
+    assert 'ManagedPolicyArns' not in roles['JobRole']
+    assert roles['MainRole']['ManagedPolicyArns'] == [{'Ref': 'MainPolicy'}]
 
 
 # ---------------------------------------------------------------------------------------------

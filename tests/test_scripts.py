@@ -1,7 +1,8 @@
 """
 The promises of create.sh, modify.sh, delete.sh and status.sh, and of every script to a new user.
 
-Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS that refuses.
+Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS
+that refuses.
 """
 import concurrent.futures
 import contextlib
@@ -22,7 +23,7 @@ import urllib.request
 import pytest
 
 from tests.conftest import (
-    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run, succeeds, refuses,
+    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, local_aws, pids, wait_until, run, succeeds, refuses,
     copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws)
 
 
@@ -90,9 +91,9 @@ class Refuser(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers.get('Content-Length') or 0))
         self.server.asked += 1
-        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error><Type>Sender</Type>'
-                '<Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId></ErrorResponse>').format(
-                    *self.server.error[1:]).encode()
+        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error>'
+                '<Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId>'
+                '</ErrorResponse>').format(*self.server.error[1:]).encode()
         self.send_response(self.server.error[0])
         self.send_header('Content-Type', 'text/xml')
         self.send_header('Content-Length', str(len(body)))
@@ -174,7 +175,7 @@ def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
 
 @pytest.mark.parametrize('fails, said', [
     (None, "'no-such-docker' is not installed. Install Docker"),
-    ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?',
+    ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon up?',
      'installed but not running. Start it'),
     ('permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock',
      "DOCKER='sudo docker'")])
@@ -307,7 +308,8 @@ def test_main_job_is_on_demand_and_has_computers_of_its_own():
     assert resources['type'] == 'FARGATE'
     definition = definition_of(stack, 'BatchProcessingJobDefinitionMainName')
     assert definition['platformCapabilities'] == ['FARGATE']
-    assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}      # a run may be longer than a worker lives
+    # A run may be longer than a worker lives.
+    assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}
 
 
 def test_fargate_takes_what_fargate_needs():
@@ -341,8 +343,8 @@ def test_instances_do_not_become_fargate(stack):
 
 
 @pytest.mark.parametrize('options, vcpus, said', [
-    ([], 10, ''),                                                                   # 1 vCPU, 1800 MiB fill c6i
-    (['--vcpus', 4], 40, ''),                                                       # so do 4 and 7200
+    ([], 10, ''),                       # 1 vCPU and 1800 MiB fill c6i
+    (['--vcpus', 4], 40, ''),           # so do 4 and 7200
     (['--mem', 2048], 20, '1 vCPUs and 2048 MiB .* on a c6i.large each takes 2 vCPUs'),
     (['--mem', 4096, '--instancetype', 'm6i,m7i'], 20, 'on a m[67]i.large each takes 2 vCPUs'),
     (['--mem', 3600, '--instancetype', 'm6i,m7i'], 10, ''),
@@ -411,7 +413,7 @@ def test_create_names_the_first_resource_that_fails_and_leaves_nothing():
     stack.client('ecr').create_repository(repositoryName=stack.service + 'ecrmain')
     done = stack.run('create.sh', '--servicename', stack.service, '--wait')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert re.search('could not create stack .*first resource that failed was RepositoryMain .AWS::ECR::Repository.*exist',
+    assert re.search('could not create .*first resource that failed was RepositoryMain .AWS::ECR.*exist',
                      done.stderr), done.stderr
     assert 'RequestToken' not in done.stderr
     assert stack.status() in (None, 'ROLLBACK_COMPLETE')
@@ -434,7 +436,7 @@ def test_modify_changes_what_is_given_and_nothing_else():
     before, outputs = stack.parameters(), stack.outputs()
     succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none',
                        '--wait'),
-             "Instances are replaced. Jobs that run may go on for five days(.|\n)*'{}' is changed".format(stack.name))
+             "Instances are replaced. Jobs that run may go on(.|\n)*'{}' is changed".format(stack.name))
     expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', Spot='no', ReadBuckets='')
     assert stack.parameters() == expected
     after = stack.outputs()
@@ -484,9 +486,10 @@ def test_modify_brings_an_older_stack_up_to_date(tmp_path, stack):
 def test_modify_that_fails_says_why_and_keeps_the_stack_as_it_was(tmp_path, stack):
     tree = copy_of_the_tree(tmp_path / 'tree')
     stack.client('ecr').create_repository(repositoryName=stack.service + 'taken')
-    another = '\n  Another:\n    Type: AWS::ECR::Repository\n    Properties: {RepositoryName: %staken}\n' % stack.service
+    another = '\n  Another:\n    Type: AWS::ECR::Repository\n    Properties: {{RepositoryName: {}taken}}\n'
     text = (tree / 'batch.yaml').read_text()
-    (tree / 'batch.yaml').write_text(text.replace('\nOutputs:\n', another + '\nOutputs:\n'))
+    text = text.replace('\nOutputs:\n', another.format(stack.service) + '\nOutputs:\n')
+    (tree / 'batch.yaml').write_text(text)
     before = stack.parameters()
     done = stack.run('modify.sh', '--maxjobs', 3, '--wait', root=tree)
     assert done.returncode == 1
@@ -546,7 +549,7 @@ def fill(stack, count):
 
 
 def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
-    """Jobs that run, queues of runs, versions, images, an attached policy; beside it a stack whose name begins alike."""
+    """Jobs, queues, versions, images, an attached policy; beside it a stack whose name begins alike."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     other = Stack(stack.name + '-2').create()
     fill(stack, 1010)       # more than AWS lists in one answer
@@ -575,6 +578,40 @@ def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
     assert [item['PolicyArn']
             for item in iam.list_attached_user_policies(UserName=user)['AttachedPolicies']] == [
         other.outputs()['BatchMainPolicyArn']]
+
+
+ENDS_LATE = """
+import signal
+import boto3
+
+def late(*_):
+    time.sleep(5)
+    boto3.client('s3', region_name=rios_awsbatch.REGION).put_object(
+        Bucket=os.environ['RIOSBucket'], Key='runs/late-{}'.format(os.getpid()), Body=b'x')
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, late)
+time.sleep(600)
+"""
+
+
+def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path):
+    """The parent of an array is PENDING while its children run, and main jobs are on a queue of their own."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', write_main(tmp_path, ENDS_LATE))
+        stack.push('BatchECRMain', tmp_path / 'main.py')
+        batch, outputs = stack.client('batch'), stack.outputs()
+        bucket = {'name': 'RIOSBucket', 'value': outputs['BatchBucket']}
+        for kind, more in (('', {'arrayProperties': {'size': 2}}), ('Main', {})):
+            batch.submit_job(jobName='job', jobQueue=outputs['BatchProcessingJobQueue{}Name'.format(kind)],
+                             jobDefinition=outputs['BatchProcessingJobDefinition{}Name'.format(kind)],
+                             containerOverrides={'environment': [bucket]}, **more)
+        wait_until(lambda: len(local_aws('jobs', env=env)['jobs']) == 3)
+        time.sleep(5)       # until they know what to do when they are told to end
+        said = succeeds(stack.run('delete.sh', '--yes', '--wait'), 'Stopped 1 jobs.\nStopped 1 jobs.')
+        assert 'Deleted 3 objects from bucket ' + outputs['BatchBucket'] in said
+        assert stack.status() is None and not local_aws('jobs', env=env)['jobs']
+        assert outputs['BatchBucket'] not in [item['Name'] for item in stack.client('s3').list_buckets()['Buckets']]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -647,15 +684,16 @@ def test_watching_shows_how_far_each_run_is(stack):
                                text=True)
     try:
         said = ''.join(process.stdout.readline() for _ in range(3))
-        assert re.search(r'{}  began 2 h 0 min ago\n    3 of 4 workers, 100 blocks done, 300 to do, 0.014 blocks/s, '
-                         r'\d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
+        assert re.search(r'{}  began 2 h 0 min ago\n    3 of 4 workers, 100 blocks done, 300 to do, '
+                         r'0.014 blocks/s, \d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
         lease(stack, run_id, now - 7200, now + 10, done=180,
               outstanding=220)       # 8 a second since the last look
         said = ''.join(process.stdout.readline() for _ in range(3))
         assert '180 blocks done, 220 to do, 8 blocks/s, 28 s left' in said, said
         stack.client('s3').delete_object(Bucket=stack.outputs()['BatchBucket'],
                                          Key='runs/{}/lease'.format(run_id))
-        assert process.stdout.readline().startswith('Runs on stack') and process.stdout.readline() == '  none\n'
+        assert process.stdout.readline().startswith('Runs on stack')
+        assert process.stdout.readline() == '  none\n'
     finally:
         process.send_signal(signal.SIGINT)
         process.stdout.close()

@@ -93,7 +93,8 @@ from rios import applier
 
 source, kind = sys.argv[1:]
 gdal.GetDriverByName('GTiff').Create(source, 64, 64)
-infiles, outfiles, controls = applier.FilenameAssociations(), applier.FilenameAssociations(), applier.ApplierControls()
+infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
+controls = applier.ApplierControls()
 infiles.image, outfiles.image = source, source + '.out'
 controls.setOutputDriverName('GTiff')
 controls.setWindowXsize(16)

@@ -231,10 +231,10 @@ class Batch:
                 # AWS lists only the running jobs unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
             for rule in filters:
-                facts = {'JOB_NAME': lambda job: job.request['jobName'].lower(),
-                         'JOB_DEFINITION': lambda job: job.definition.name.lower()}[rule['name']]
-                jobs = [job for job in reversed(jobs) if any(
-                    fnmatch.fnmatchcase(facts(job), value.lower()) for value in rule['values'])]
+                matches = {'JOB_NAME': lambda job, value: fnmatch.fnmatchcase(job.request['jobName'].lower(), value.lower()),
+                           'JOB_DEFINITION': lambda job, value: fnmatch.fnmatchcase(job.definition.name, value),
+                           'AFTER_CREATED_AT': lambda job, value: job.created > int(value)}[rule['name']]
+                jobs = [job for job in reversed(jobs) if any(matches(job, value) for value in rule['values'])]
             first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)
             answer = {'jobSummaryList': [job.summary() for job in jobs[first:first + count]]}
             if len(jobs) > first + count:
