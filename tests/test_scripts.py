@@ -23,8 +23,8 @@ import urllib.request
 import pytest
 
 from tests.conftest import (
-    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, local_aws, pids, wait_until, run, succeeds, refuses,
-    copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws)
+    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, local_aws, pids, wait_until, run,
+    succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main)
 
 
 # Those a user runs against AWS, each with what it needs on its command line.
@@ -611,7 +611,8 @@ def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path):
         said = succeeds(stack.run('delete.sh', '--yes', '--wait'), 'Stopped 1 jobs.\nStopped 1 jobs.')
         assert 'Deleted 3 objects from bucket ' + outputs['BatchBucket'] in said
         assert stack.status() is None and not local_aws('jobs', env=env)['jobs']
-        assert outputs['BatchBucket'] not in [item['Name'] for item in stack.client('s3').list_buckets()['Buckets']]
+        buckets = stack.client('s3').list_buckets()['Buckets']
+        assert outputs['BatchBucket'] not in [item['Name'] for item in buckets]
 
 
 # ---------------------------------------------------------------------------------------------
