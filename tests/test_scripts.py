@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -359,6 +360,25 @@ def test_instances_have_room_for_as_many_workers_as_asked_for(options, vcpus, sa
     assert done.returncode == 0, done.stderr
     assert bool(done.stderr) == bool(said) and re.search(said, done.stderr), done.stderr
     assert int(environment_of(stack)['computeResources']['maxvCpus']) == vcpus
+
+
+ALL_AT_ONCE = """
+with rios_awsbatch.AWSBatchExecutor(3) as executor:
+    executor.wait_for_workers(3)
+    print(list(executor.map(abs, [-1, -2, -3])), flush=True)
+"""
+
+
+@pytest.mark.parametrize('options', [['--mem', 2048], ['--fargate'], ['--fargate', '--spot', '--arm64']])
+def test_as_many_workers_run_at_once_as_were_asked_for(options, tmp_path):
+    """Also where each takes more than its vCPUs of an instance."""
+    stack = Stack()
+    done = stack.run('create.sh', '--servicename', stack.service, '--wait', '--maxjobs', 3, *options)
+    assert done.returncode == 0, done.stderr
+    stack.push('BatchECR', ROOT / 'worker.py')
+    done = subprocess.run([sys.executable, write_main(tmp_path, ALL_AT_ONCE)], env=stack.env, text=True,
+                          capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, '[1, 2, 3]\n'), done.stderr
 
 
 @pytest.mark.parametrize('options, said', [
