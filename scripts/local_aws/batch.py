@@ -225,9 +225,11 @@ class Batch:
                 # The running ones unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
             for rule in request.get('filters') or []:
-                names = [value.lower() for value in rule['values']] if rule['name'] == 'JOB_NAME' else []
-                jobs = [job for job in reversed(jobs) if any(
-                    fnmatch.fnmatchcase(job.request['jobName'].lower(), name) for name in names)]
+                matches = {'JOB_NAME': 
+                                lambda job, value: fnmatch.fnmatchcase(job.request['jobName'].lower(), value.lower()),
+                           'JOB_DEFINITION': lambda job, value: fnmatch.fnmatchcase(job.definition.name, value),
+                           'AFTER_CREATED_AT': lambda job, value: job.created > int(value)}[rule['name']]
+                jobs = [job for job in reversed(jobs) if any(matches(job, value) for value in rule['values'])]
             first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)
             answer = {'jobSummaryList': [job.summary() for job in jobs[first:first + count]]}
             if len(jobs) > first + count:
