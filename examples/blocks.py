@@ -9,7 +9,7 @@ from osgeo import gdal, gdal_array
 
 
 def windows(dataset, size):
-    """The blocks of a raster, row by row, of `size` pixels on each side; less at the right and lower edges."""
+    """The blocks of a raster, row by row, of `size` pixels on each side; less at the right and lower edge."""
     return [
         (left, top, min(size, dataset.RasterXSize - left), min(size, dataset.RasterYSize - top))
         for top in range(0, dataset.RasterYSize, size)
