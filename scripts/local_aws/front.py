@@ -18,7 +18,7 @@ import traceback
 from local_aws import PARTITION, AwsError, disk
 from local_aws.batch import Batch
 from local_aws.cloudformation import CloudFormation
-from local_aws.containers import Images
+from local_aws.containers import Images, install_logs
 from local_aws.control import Control
 from local_aws.faults import Faults
 from local_aws.iam import Iam
@@ -45,6 +45,7 @@ class Aws:
         self.control = Control(self)
         for part in (self.sqs, Batch(self.scheduler), CloudFormation(), Resources()):
             part.install()
+        install_logs()
         self.scheduler.start()
 
     def answer(self, request):
