@@ -32,8 +32,8 @@ BLOCKSIZE = 512 if SCENES < 10 else 2048
 
 class Scientist:
     """
-    An AWS of its own that enforces policies; a stack that may read one folder of a bucket and write another; a
-    user who has the stack's policy for main scripts and may use these two folders.
+    An AWS of its own that enforces policies; a stack that may read one folder of a bucket and write another;
+    a user who has the stack's policy for main scripts and may use these two folders.
     """
 
     def __init__(self, env, folder):
