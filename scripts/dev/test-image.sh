@@ -331,5 +331,6 @@ prepare_buildah
 write_engine
 write_runner
 write_main
-"$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
+# The local AWS's jobs start containers, from the images that are there.
+RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
 step "passed: the image builds, and works"
