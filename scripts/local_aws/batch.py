@@ -225,8 +225,8 @@ class Batch:
                 # The running ones unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
             for rule in request.get('filters') or []:
-                matches = {'JOB_NAME': 
-                                lambda job, value: fnmatch.fnmatchcase(job.request['jobName'].lower(), value.lower()),
+                matches = {'JOB_NAME': lambda job, value: fnmatch.fnmatchcase(
+                               job.request['jobName'].lower(), value.lower()),
                            'JOB_DEFINITION': lambda job, value: fnmatch.fnmatchcase(job.definition.name, value),
                            'AFTER_CREATED_AT': lambda job, value: job.created > int(value)}[rule['name']]
                 jobs = [job for job in reversed(jobs) if any(matches(job, value) for value in rule['values'])]
