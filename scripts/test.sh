@@ -21,7 +21,7 @@ esac
 
 lint() {
     local bin=.venv/bin
-    "$bin/shellcheck" --external-sources scripts/*.sh .ci/run
+    "$bin/shellcheck" --external-sources scripts/*.sh scripts/dev/*.sh .ci/run
     "$bin/hadolint" Dockerfile
     "$bin/cfn-lint" batch.yaml
     "$bin/flake8"
@@ -33,5 +33,5 @@ lint
 # Workers wait most of the time, so there are more test processes than cores.
 scripts/local.sh .venv/bin/python -m pytest -n 4 "$@"
 if [[ $# = 0 ]]; then
-    scripts/bench.sh --quick
+    scripts/dev/bench.sh --quick
 fi
