@@ -149,13 +149,17 @@ class Run:
         self.failed = [block for block in self.blocks if block['error']]
         # The window in which workers could have computed.
         self.first_up = min((up['time'] for up in records['up']), default=self.ended)
-        self.last = max((block.get('collected') or block['computed'] for block in self.blocks + self.here),
-                        default=self.ended)
+        self.last = max((block.get('collected') or block.get('arrived') or block['computed']
+                         for block in self.blocks + self.here), default=self.ended)
         self.seconds = max(self.last - self.first_up, 1e-6)
         self.stays = self._stays(records)
         self.lanes = self._lanes()
         self.pieces = [self._cut(lane) for lane in self.lanes]
         self.shares = self._shares()
+        self.efficiency = self.shares['compute']
+        # The main script may be busy for long after the last block was there.
+        self.writing = self.busy(self.taken, 'given', 'asked') / max(
+            [1] + [(taken['asked'] - self.first_up) / self.seconds for taken in self.taken])
 
     def _count_from_the_start(self, records):
         """
@@ -262,10 +266,6 @@ class Run:
 
     # Figures ------------------------------------------------------------------------------------
 
-    def efficiency(self):
-        """Seconds of computing for each second that a worker could have computed."""
-        return self.shares['compute']
-
     def overhead(self):
         """Seconds that a worker lost, on average, between a block and the next that was there for it."""
         lost = sum(self.shares[phase] for phase in ('download', 'upload', 'queue'))
@@ -278,9 +278,6 @@ class Run:
         """The share of the time in which the main script was between two times of any of these records."""
         return sum(end - begin for begin, end in united(records, first, last)) / self.seconds
 
-    def writing(self):
-        return self.busy(self.taken, 'given', 'asked')
-
     def vcpu_hours(self):
         """How long workers were up, and so cost money."""
         return sum(stay['end'] - stay['up'] for stay in self.stays) / 3600 * float(self.run['vcpus'] or 1)
@@ -289,7 +286,7 @@ class Run:
         """An estimate in US dollars, for 'compute', and for 'sqs' and 's3' if the report has its end."""
         costs = {'compute': self.vcpu_hours() * self.vcpu_hour}
         if self.end:
-            requests = self.end['requests']
+            requests = {name.rpartition('.')[2]: number for name, number in self.end['requests'].items()}
             # A large message is paid by its size when it is sent, and again when it is received.
             chunks = sum(2 * (size // SQS_CHUNK) for block in self.blocks
                          for size in (block['bytes_in'], block['bytes_out'])
@@ -303,7 +300,7 @@ class Run:
 
     def headline(self):
         return '{:,} blocks, {} workers, {}: efficiency {:.0%}, about {} (estimate)'.format(
-            len(self.blocks) + len(self.here), self.run['workers'], span(self.ended), self.efficiency(),
+            len(self.blocks) + len(self.here), self.run['workers'], span(self.ended), self.efficiency,
             dollars(sum(self.costs().values())))
 
     def verdict(self):
@@ -314,7 +311,7 @@ class Run:
             text = 'No worker came up. "scripts/status.sh" shows why.'
         elif not self.computed:
             text = 'No block was computed by a worker.'
-        elif self.efficiency() >= GOOD and self.writing() <= BUSY:
+        elif self.efficiency >= GOOD and self.writing <= BUSY:
             text = self._well_used()
         else:
             text = self._advice()
@@ -322,12 +319,12 @@ class Run:
 
     def _well_used(self):
         blocks, workers = len(self.computed), self.run['workers']
-        text = 'Workers computed for {:.0%} of the time: '.format(self.efficiency())
+        text = 'Workers computed for {:.0%} of the time: '.format(self.efficiency)
         if self.first_up > self.seconds:
             return text + 'but starting them took {}, and the work {}. More would save little.'.format(
                 span(self.first_up), span(self.seconds))
         # No more than there are blocks for, and than the main script has time for.
-        most = min(blocks // BLOCKS_PER_WORKER, int(workers / max(self.writing(), 1e-6)))
+        most = min(blocks // BLOCKS_PER_WORKER, int(workers / max(self.writing, 1e-6)))
         if most > workers:
             return text + 'more workers would help, up to about {:,} with blocks of this size.'.format(most)
         return text + ('more workers would help, with smaller blocks: {} have only {:.1f} blocks each to '
@@ -340,7 +337,7 @@ class Run:
         figures = dict(
             shares, moving=shares['download'] + shares['upload'],
             gone=shares['lost'] + shares['unwanted'] + shares['gap'],
-            writing=self.writing(), collecting=self.busy(self.blocks, 'arrived', 'collected'),
+            writing=self.writing, collecting=self.busy(self.blocks, 'arrived', 'collected'),
             mean=span(mean), longest=span(max(times)), median=span(statistics.median(times)),
             overhead=span(overhead), size=size_of(statistics.fmean(sizes)),
             bigger=max(2, int(float('{:.1g}'.format(overhead / SPARE_OVERHEAD / max(mean, 1e-3))))))
@@ -393,7 +390,7 @@ class Run:
             if self.shares[phase] >= 0.005)
         if self.taken:
             yield ('  main script  busy with results for {:.0%} of the time; what it writes after the last '
-                   'is in no report'.format(self.writing()))
+                   'is in no report'.format(self.writing))
         yield '  cost         about {}: compute {} ({:.3g} vCPU-hours at ${:g}), {}'.format(
             dollars(sum(costs.values())), dollars(costs['compute']), self.vcpu_hours(), self.vcpu_hour,
             'SQS {}, S3 {}'.format(dollars(costs['sqs']), dollars(costs['s3'])) if self.end else
@@ -411,7 +408,8 @@ class Run:
 def united(records, first, last):
     """The times in which any record was between two of its times: a list of [begin, end]."""
     spans = []
-    for begin, end in sorted((each[first], each[last]) for each in records if each[first] is not None):
+    known = ((each[first], each[last]) for each in records)
+    for begin, end in sorted(times for times in known if None not in times):
         if spans and begin <= spans[-1][1]:
             spans[-1][1] = max(end, spans[-1][1])
         else:

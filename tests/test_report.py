@@ -339,6 +339,12 @@ def test_worker_that_waits_while_the_main_script_is_busy_waits_for_it(tmp_path, 
     assert run.shares['compute'] == pytest.approx(0.6, abs=0.01)
 
 
+def test_main_script_may_be_busy_long_after_the_last_block(tmp_path, script):
+    gaps = [(3.0 + n, 3.9 + n) for n in range(10)]
+    run = script.Run(made_up(tmp_path, 4, [[1.0]] * 4, gaps=gaps) / 'x.jsonl')
+    assert run.writing == pytest.approx(9 / 10.9, abs=0.01) and 'busy with results for 83%' in run.verdict()
+
+
 def test_worker_that_replaces_another_has_its_lane(tmp_path, script):
     run = script.Run(made_up(tmp_path, 2, [[1.0] * 3, [1.0] * 8], more=[
         {'is': 'lost', 'worker': '0', 'time': 6.0, 'why': 'Host EC2 (instance i-1) terminated.'},
