@@ -136,6 +136,7 @@ class Wire:
         def hooked(session, service, *args, **kwargs):
             client = create(session, service, *args, **kwargs)
             for event, count in (
+                    ('provide-client-params.sqs.SendMessage', self._sent_messages),
                     ('provide-client-params.sqs.SendMessageBatch', self._sent_messages),
                     ('after-call.sqs.ReceiveMessage', self._got_messages),
                     ('before-send.s3.PutObject', self._put), ('after-call.s3.GetObject', self._got)):
@@ -146,7 +147,7 @@ class Wire:
 
     def _sent_messages(self, params, **_):
         self._messages('out', [(entry['MessageBody'], entry.get('MessageAttributes'))
-                               for entry in params['Entries']])
+                               for entry in params.get('Entries', [params])])
 
     def _got_messages(self, parsed, **_):
         self._messages('in', [(message['Body'], message.get('MessageAttributes'))
@@ -243,8 +244,8 @@ def process_pool(kind, blocks, seconds, workers):
     return {'blocks': blocks, 'limit': blocks * seconds / workers, 'seconds': took}
 
 
-def executor(kind, blocks, seconds, workers, buffersize=None):
-    """The executor by itself."""
+def alone(kind, blocks, seconds, workers, buffersize=None):
+    """The executor, without RIOS."""
     from rios_awsbatch import AWSBatchExecutor
     with metered(blocks, blocks * seconds / workers) as found, AWSBatchExecutor(workers) as executor:
         check_all(executor, kind, blocks, seconds, buffersize=buffersize)
@@ -391,7 +392,7 @@ def many_large(blocks, megabytes, workers, ahead):
 
 
 CASES = {case.__name__: case for case in (
-    process_pool, executor, varying, rounds, rios, starting, many_small, many_large)}
+    process_pool, alone, varying, rounds, rios, starting, many_small, many_large)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -513,17 +514,17 @@ def speed(bench, quick):
                 'kB and ms of CPU per block')
     kinds = ('landsat',) if quick else ('landsat', 'noise')
     for kind in kinds:
-        bench.row('4 workers, 525 kB / 262 kB, ' + kind, executor, kind=kind, blocks=49, seconds=0.1,
+        bench.row('4 workers, 525 kB / 262 kB, ' + kind, alone, kind=kind, blocks=49, seconds=0.1,
                   workers=4)
     of_rios(bench, kinds, seconds=0.1, workers=4)
-    bench.row('4 workers, small', executor, kind='small', blocks=40 if quick else 120, seconds=0.1, workers=4)
+    bench.row('4 workers, small', alone, kind='small', blocks=40 if quick else 120, seconds=0.1, workers=4)
     if quick:
         return
-    bench.row('8 workers, small', executor, kind='small', blocks=400, seconds=0.1, workers=8)
+    bench.row('8 workers, small', alone, kind='small', blocks=400, seconds=0.1, workers=8)
     bench.row('8 processes here, small', process_pool, kind='small', blocks=200, seconds=0.1, workers=8)
     bench.row('8 workers, small, 0.5 to 3 s', varying, blocks=32, shortest=0.5, longest=3, workers=8)
     of_4_mb = dict(kind='4MB', blocks=40, seconds=0.1, workers=4)
-    bench.row('4 workers, 4 MB in and out', executor, buffersize=16, **of_4_mb)
+    bench.row('4 workers, 4 MB in and out', alone, buffersize=16, **of_4_mb)
     bench.row('4 processes here, 4 MB in and out', process_pool, **of_4_mb)
 
 
@@ -531,7 +532,7 @@ def growth(bench, quick):
     bench.table('Growth: blocks of 10 ms, map(buffersize=100), no latency')
     workers = 2 if quick else 4
     for blocks in (250,) if quick else (100, 1000, 10000):
-        bench.row('{} workers, {} blocks'.format(workers, blocks), executor, 0, kind='small', blocks=blocks,
+        bench.row('{} workers, {} blocks'.format(workers, blocks), alone, 0, kind='small', blocks=blocks,
                   seconds=0.01, workers=workers, buffersize=100)
     found = bench.single(starting, workers=workers)
     print('\nThe first of {} workers is up {:.2f} s after its job starts; the first block starts {:+.2f} s '
