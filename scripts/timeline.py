@@ -181,24 +181,29 @@ class Run:
 
     def _stays(self, records):
         """
-        From when each worker came up to when it went, in order.
+        From when each worker came up to when it went, in order; AWS Batch may start the same one again.
 
         Returns:
             list: of dicts: 'worker' (str), 'up' and 'end' (seconds), 'lost' (bool), 'blocks' (in order).
         """
-        stays = {}
-        for up in sorted(records['up'], key=lambda up: up['time']):
-            stays.setdefault(up['worker'], {
-                'worker': up['worker'], 'up': up['time'], 'end': self.ended, 'lost': False, 'blocks': []})
+        stays = [{'worker': up['worker'], 'up': up['time'], 'end': self.ended, 'lost': False, 'blocks': []}
+                 for up in sorted(records['up'], key=lambda up: up['time'])]
+        of_worker = collections.defaultdict(list)
+        for stay in stays:
+            of_worker[stay['worker']].append(stay)
+
+        def at(worker, moment):
+            own = of_worker[worker]
+            return ([stay for stay in own if stay['up'] <= moment] or own[:1])[-1:]
+
         for end in records['ended'] + records['lost']:
-            if end['worker'] in stays:
-                stays[end['worker']].update(end=end['time'], lost=end['is'] == 'lost')
+            for stay in at(end['worker'], end['time']):
+                stay.update(end=end['time'], lost=end['is'] == 'lost')
         for block in sorted(self.computed + self.unwanted, key=lambda block: block['started']):
-            if block['worker'] in stays:
-                stay = stays[block['worker']]
+            for stay in at(block['worker'], block['computed']):
                 stay['blocks'].append(block)
                 stay['up'] = min(stay['up'], block['received'])     # before its first words had arrived
-        return list(stays.values())
+        return stays
 
     def _lanes(self):
         """A list of stays for each worker that was asked for: one that replaces another has its lane."""
