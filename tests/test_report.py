@@ -14,7 +14,7 @@ import time
 import pytest
 
 import rios_awsbatch
-from tests.conftest import ROOT, client, main_script, output_of
+from tests.conftest import ROOT, client, main_script, output_of, pids
 
 AT_WORKER = ['received', 'downloaded', 'started', 'computed', 'uploaded']
 BLOCK_TIMES = ['queued', 'sent', *AT_WORKER, 'arrived', 'collected']
@@ -22,7 +22,7 @@ COUNT = 24
 
 
 def tile(x, marker):
-    """A block of 0.2 s: one kills its worker when it is first tried, one fails, one returns much."""
+    """A block of 0.2 s: one kills its process when it is first tried, one fails, one returns much."""
     time.sleep(0.2)
     if x == 5 and first_of(marker):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,26 +66,36 @@ def timeline(*args, env=None):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """What a run with a killed worker and a failed block has written."""
+    """What a run with a killed worker, a killed block and a failed block has written."""
     where = tmp_path_factory.mktemp('report')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RIOS_AWSBATCH_REPORT', str(where))
         with rios_awsbatch.AWSBatchExecutor(3) as executor:
             executor.wait_for_workers(3, 120)
+            os.kill(pids(executor.run)[0], signal.SIGKILL)
+            while not executor.stats()['lost']:
+                executor.submit(time.sleep, 0.2).result(120)
             marker = (rios_awsbatch.getStackOutputs()['BatchBucket'], 'runs/{}/marker'.format(executor.run))
             futures = [executor.submit(tile, x, marker) for x in range(COUNT)]
             assert sum(future.exception(120) is None for future in futures) == COUNT - 1
     return where
 
 
+def tiles(folder):
+    """What the report says of the calls of tile(), in their order."""
+    blocks = [block for block in of(read(folder), 'block') if block['label'].startswith('tile(')]
+    return sorted(blocks, key=lambda block: block['id'])
+
+
 def test_every_block_is_in_the_report_once(folder):
-    blocks = of(read(folder), 'block')
-    assert sorted(block['id'] for block in blocks) == list(range(1, COUNT + 1))
-    assert all(re.match(r'tile\({}, '.format(block['id'] - 1), block['label']) for block in blocks)
-    assert {block['id']: block['error'] for block in blocks if block['error']} == {
-        10: 'ValueError: band 7 is missing'}
     end, = of(read(folder), 'end')
-    assert (end['submitted'], end['broken']) == (COUNT, None)
+    assert end['broken'] is None and end['submitted'] >= COUNT
+    assert sorted(block['id'] for block in of(read(folder), 'block')) == list(range(1, end['submitted'] + 1))
+    assert [re.match(r'tile\((\d+), ', block['label']).group(1) for block in tiles(folder)] == [
+        str(x) for x in range(COUNT)]
+    assert [(x, block['error']) for x, block in enumerate(tiles(folder)) if block['error']] == [
+        (9, 'ValueError: band 7 is missing')]
+    assert [x for x, block in enumerate(tiles(folder)) if block['bytes_out'] > 10**6] == [11]
 
 
 def test_times_are_in_order_and_within_the_run(folder):
@@ -100,17 +110,16 @@ def test_times_are_in_order_and_within_the_run(folder):
         assert block['started'] >= ends.get(block['worker'], 0)         # one at a time
         ends[block['worker']] = block['computed']
         if block['error'] is None:
-            assert block['computed'] - block['started'] >= 0.2
+            assert block['computed'] - block['started'] >= 0.199
     assert all(run['began'] < each['time'] <= end['time']
                for kind in ('up', 'ended', 'lost') for each in of(records, kind))
 
 
-def test_killed_worker_is_lost_and_its_block_tried_again(folder):
+def test_killed_worker_is_lost_and_another_comes_up(folder):
     records = read(folder)
-    killer, = [block for block in of(records, 'block') if block['id'] == 6]
     lost, = of(records, 'lost')
-    assert killer['tries'] == 2 and killer['worker'] != lost['worker'] and lost['why']
-    assert lost['worker'] in {up['worker'] for up in of(records, 'up')}
+    assert lost['why'] and lost['worker'] in {up['worker'] for up in of(records, 'up')}
+    assert [x for x, block in enumerate(tiles(folder)) if block['tries'] > 1] == [5]
 
 
 def test_run_says_what_its_price_depends_on(folder):
@@ -134,7 +143,7 @@ def test_timeline_draws_and_its_numbers_are_those_of_the_report(folder):
     computing = sum(block['computed'] - block['started'] for block in blocks)
     efficiency = float(re.search(r'efficiency (\d+)%', out).group(1)) / 100
     assert efficiency == pytest.approx(computing / (3 * (last - first_up)), abs=0.02)
-    assert '{} blocks, 3 workers'.format(COUNT) in out and '3 of 3 came up' in out
+    assert '{} blocks, 3 workers'.format(len(blocks)) in out and '3 of 3 came up' in out
     assert re.search(r'lost +1 worker: \S', out)
     retries = sum(block['tries'] > 1 for block in blocks)
     assert re.search(r'retries +{} block'.format(retries), out)
@@ -198,7 +207,7 @@ def test_killed_main_script_has_its_report(tmp_path):
     process.kill()
     output_of(process)
     records = read(tmp_path / 'report')
-    assert not of(records, 'end') and len(of(records, 'block')) >= 6 and len(of(records, 'up')) == 2
+    assert not of(records, 'end') and len(of(records, 'block')) >= 5 and len(of(records, 'up')) == 2
     status, out, err = timeline(tmp_path / 'report')
     assert status == 0 and 'The main script was killed, or still runs.' in out, out + err
     assert '{} by workers'.format(len(of(records, 'block'))) in out
