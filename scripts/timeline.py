@@ -214,7 +214,8 @@ class Run:
                 lane = []
                 lanes.append(lane)
             lane.append(stay)
-        return lanes
+        # By number, 9 before 10; those for which none came up last.
+        return sorted(lanes, key=lambda lane: (len(lane[0]['worker']), lane[0]['worker']) if lane else (99,))
 
     def _cut(self, lane):
         """A lane from 0 to the last block, cut into (begin, end, phase)."""
@@ -359,7 +360,7 @@ class Run:
     def summary(self):
         """Lines for the terminal."""
         run, costs = self.run, self.costs()
-        ups = [lane[0]['up'] for lane in self.lanes if lane]
+        ups = sorted(lane[0]['up'] for lane in self.lanes if lane)
         yield 'Run {} of {} (stack {}, {})'.format(
             run['run'], time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(run['began'])), run['stack'],
             run['region'])
