@@ -415,9 +415,10 @@ COLUMNS = (
 
 
 ENTRY_POINT = '''
-import runpy, sys
-sys.path[:0] = {!r}
-runpy.run_path({!r}, run_name='__main__')
+import os, runpy, sys
+sys.path[:0] = {0!r}
+os.environ['PYTHONPATH'] = os.pathsep.join({0!r} + [os.environ['PYTHONPATH']])      # for processes of the worker
+runpy.run_path({1!r}, run_name='__main__')
 '''
 
 
