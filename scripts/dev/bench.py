@@ -417,7 +417,7 @@ COLUMNS = (
 ENTRY_POINT = '''
 import os, runpy, sys
 sys.path[:0] = {0!r}
-os.environ['PYTHONPATH'] = os.pathsep.join({0!r} + [os.environ['PYTHONPATH']])      # for processes of the worker
+os.environ['PYTHONPATH'] = os.pathsep.join({0!r} + [os.environ['PYTHONPATH']])
 runpy.run_path({1!r}, run_name='__main__')
 '''
 
