@@ -213,7 +213,7 @@ def attributes_md5(attributes):
 class Sqs:
     """The operations on messages, with AWS's limits and error texts."""
 
-    INVALID_CHARACTER = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
+    INVALID_CHARACTER = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]')
 
     def __init__(self, faults):
         self.faults = faults
