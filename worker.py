@@ -6,7 +6,7 @@ results on its out queue.
 The main script (see rios_awsbatch.py) starts it, and gives it everything in the environment:
 
     RIOSBucket, RIOSInQueue, RIOSOutQueue   where calls come from and results go to
-    RIOSRun, RIOSRunKey, RIOSFirst          the run, the key of its messages, the number of the job's first worker
+    RIOSRun, RIOSRunKey, RIOSFirst          the run, the key of its messages, the job's first worker
     RIOSRegion, RIOSVersions, RIOSModules   of the main script
     RIOSLease, RIOSVisibility, RIOSTries    LEASE_SECONDS, VISIBILITY_SECONDS, and MAX_TRIES with MAX_RECEIVES
     RIOSInitializer, RIOSOutput             what the computer calls first; whether print() is sent home
@@ -119,8 +119,8 @@ class Computer:
             except Exception as error:
                 raise problem(
                     'The result of {}, a {}, cannot be pickled, so it cannot travel to the main script: {}. '
-                    'Return arrays, numbers and text; open files and GDAL datasets stay in the worker.'.format(
-                        label, type(result).__name__, told(error))) from error
+                    'Return arrays, numbers and text; open files and GDAL datasets stay in the '
+                    'worker.'.format(label, type(result).__name__, told(error))) from error
         except BaseException as error:      # sys.exit() in the user's function included
             return 'error', self.pickled_error(label, error)
 
@@ -131,8 +131,8 @@ class Computer:
         if isinstance(error, ImportError):
             explained = missing_module(error)
         elif isinstance(error, MemoryError):
-            explained = problem('The worker had not enough memory for {}. Use smaller blocks, or give workers '
-                                'more with "scripts/modify.sh --mem".'.format(label))
+            explained = problem('The worker had not enough memory for {}. Use smaller blocks, or give '
+                                'workers more with "scripts/modify.sh --mem".'.format(label))
         if explained is not None:
             explained.__cause__ = error
             error = explained
@@ -219,8 +219,8 @@ def missing_file(error):
         return ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
                 '"scripts/modify.sh --readbucket" (or --writebucket) allows it.')
     if isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
-        return ('The worker has no such file: it runs on another computer, which has none of yours. Put it on '
-                'S3 and open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
+        return ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
+                'on S3 and open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
     return ''
 
 
@@ -464,7 +464,7 @@ class Worker:
                 if time.monotonic() >= look:
                     look = time.monotonic() + self.lease / 4
                     if not self._main_lives():
-                        log.error('The main script has not renewed its lease for %d s, so it is dead: exiting',
+                        log.error('The lease was not renewed for %d s, so the main script is dead: exiting',
                                   self.lease)
                         os._exit(EXIT_FAILED)
                 self.channel.hide(sorted(self.held.copy()), self.visibility)
@@ -587,8 +587,8 @@ def main():
     logging.getLogger('botocore').setLevel(logging.WARNING)
     env = os.environ
     if 'RIOSRun' not in env:
-        sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is a '
-                 'script for RIOS, "import rios_awsbatch" is missing at its top.')
+        sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is '
+                 'a script for RIOS, "import rios_awsbatch" is missing at its top.')
     started = start_computer()
     import rios_awsbatch                # meanwhile
 
