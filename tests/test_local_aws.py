@@ -3,8 +3,10 @@ The promises of local.sh.
 """
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 
@@ -84,6 +86,26 @@ def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
     host, port = endpoint.rpartition('/')[2].split(':')
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_local_with_a_wrong_region_says_so_in_one_sentence(tmp_path):
+    local = Local(tmp_path)
+    local.env['RIOS_AWSBATCH_REGION'] = 'ap-southwest-9'
+    process = local.start('true')
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and out == ''
+    assert err.count('\n') == 1 and "no AWS region 'ap-southwest-9'" in err
+    local.assert_nothing_left()
+
+
+@pytest.mark.skipif(shutil.which('unshare') is None or os.geteuid() != 0, reason='needs a network namespace')
+def test_local_without_a_loopback_address_says_so_in_one_sentence(tmp_path):
+    local = Local(tmp_path)
+    done = subprocess.run(['unshare', '--net', local.root / 'scripts' / 'local.sh', 'true'], env=local.env, text=True,
+                          capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and 'needs the loopback address 127.0.0.1' in done.stderr
+    local.assert_nothing_left()
 
 
 def test_local_hides_a_real_account(tmp_path):
