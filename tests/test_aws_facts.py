@@ -301,6 +301,18 @@ def test_fargate_job_needs_no_instance(aws):
     place.close()
 
 
+def test_fargate_spot_always_tells_a_job_before_it_is_interrupted(aws):
+    place = Place(aws, kind='FARGATE_SPOT')
+    job = place.submit("trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait", 1, 2048, capabilities=['FARGATE'],
+                       executionRoleArn=place.role, networkConfiguration=PUBLIC)
+    wait_until(lambda: 'logStreamName' in place.job(job)['container'] and place.output(job))
+    local_aws('jobs/interrupt', {'jobId': job, 'notice': False}, env=aws)
+    done = place.ended(job)
+    assert (done['status'], done['statusReason']) == ('FAILED', 'Your Spot Task was interrupted.')
+    assert place.output(job) == ['up', 'told']
+    place.close()
+
+
 @pytest.mark.parametrize('vcpus, memory, more, said', [
     (1, 1750, {}, '2048'), (3, 8192, {}, '0.25, 0.5, 1'), (1, 2048, {'executionRoleArn': ''}, 'executionRoleArn')])
 def test_fargate_job_that_fargate_does_not_have_is_refused(aws, vcpus, memory, more, said):
@@ -362,6 +374,13 @@ def test_job_changes_nothing_that_it_sees_of_the_machine(place):
     place.ended(job)
     assert place.output(job)[-1] == '1'
     assert not (prefix / 'spoilt').exists() and not pathlib.Path('/usr/spoilt').exists()
+
+
+def test_job_reads_and_writes_the_folder_that_is_shared(place, shared):
+    (shared / 'mine').write_text('for you')
+    job = place.submit('cat {0}/mine; echo for me >{0}/theirs'.format(shared))
+    assert place.ended(job)['status'] == 'SUCCEEDED' and place.output(job) == ['for you']
+    assert (shared / 'theirs').read_text() == 'for me\n'
 
 
 SEES = 'import os, rios_awsbatch\nprint(os.environ.get("COLOUR"), rios_awsbatch.__file__, VERSION, flush=True)\n'

@@ -220,6 +220,8 @@ def serve(port_file):
     region = os.environ.get('RIOS_AWSBATCH_REGION', 'us-east-1')
     if region not in server.aws.regions:
         sys.exit(f'there is no AWS region {region!r}; set RIOS_AWSBATCH_REGION.')
+    if not os.path.isdir(os.environ.get('RIOS_AWSBATCH_LOCAL_SHARED') or '/'):
+        sys.exit('RIOS_AWSBATCH_LOCAL_SHARED names no folder.')
     print('Jobs see an empty disk of their own.' if disk.isolation() == 'namespace' else
           'Jobs have empty folders of their own, but see the files of this machine, which allows no mount '
           'namespace.', flush=True)
