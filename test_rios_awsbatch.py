@@ -23,6 +23,9 @@ import rios_awsbatch
 from tests.conftest import (
     ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, left_of,
     main_script, output_of, Stack)
+from tests import conftest
+
+shared = conftest.shared
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ def test_queue_of_higher_priority_is_served_first(place):
 
 
 def test_vcpus_are_counted_by_instance_and_memory_is_what_an_instance_offers(aws):
-    """A c5.large offers less than its 4 GiB, so two jobs of 2 GiB need two instances, one vCPU idle on each."""
+    """A c5.large offers less than its 4 GiB, so two jobs of 2 GiB need two instances, a vCPU idle on each."""
     place = Place(aws, most=4, kinds=['c5.large'])
     jobs = [place.submit('sleep 60', 1, 2048) for _ in range(4)]
     place.running(*jobs[:2])
@@ -358,9 +358,9 @@ LOOK = '''
     paths = json.loads(os.environ['PATHS'])
     with open(os.path.join(tempfile.gettempdir(), 'mine'), 'x') as file:
         file.write('mine')
-    print(json.dumps({'seen': [path for path in paths if os.path.exists(path)], 'here': os.listdir(os.getcwd()),
-                      'home': os.listdir(os.path.expanduser('~')),
-                      'temporary': [entry.name for entry in os.scandir(tempfile.gettempdir()) if entry.is_file()]}))
+    temporary = [entry.name for entry in os.scandir(tempfile.gettempdir()) if entry.is_file()]
+    print(json.dumps({'seen': [path for path in paths if os.path.exists(path)], 'temporary': temporary,
+                      'here': os.listdir(os.getcwd()), 'home': os.listdir(os.path.expanduser('~'))}))
 '''
 
 
@@ -395,7 +395,9 @@ def test_job_reads_and_writes_the_folder_that_is_shared(place, shared):
     assert (shared / 'theirs').read_text() == 'for me\n'
 
 
-SEES = 'import os, rios_awsbatch\nprint(os.environ.get("COLOUR"), rios_awsbatch.__file__, VERSION, flush=True)\n'
+SEES = '''import os, rios_awsbatch
+print(os.environ.get('COLOUR'), rios_awsbatch.__file__, VERSION, flush=True)
+'''
 
 
 def put_image(env, tag, path, **variables):
@@ -410,7 +412,7 @@ def put_image(env, tag, path, **variables):
 
 
 def test_latest_is_looked_up_whenever_a_container_starts(place, tmp_path):
-    """An image stays as it was pushed, though its files change; a second attempt gets what was pushed since."""
+    """An image stays as it was pushed, though its files change; a second attempt gets what is latest."""
     entry = tmp_path / 'entry.py'
     entry.write_text(SEES.replace('VERSION', '"one"') + 'import time\ntime.sleep(60)\n')
     image = put_image(place.env, 'latest', entry, COLOUR='blue')
@@ -423,7 +425,7 @@ def test_latest_is_looked_up_whenever_a_container_starts(place, tmp_path):
     done = place.ended(job)
     assert done['status'] == 'SUCCEEDED' and len(done['attempts']) == 2
     said = [text.split() for text in (first[0], place.output(job)[0])]
-    assert [words[0] for words in said] == ['blue', 'green'] and [words[2] for words in said] == ['one', 'two']
+    assert [(words[0], words[2]) for words in said] == [('blue', 'one'), ('green', 'two')]
     assert not said[0][1].startswith(str(ROOT / 'rios_awsbatch.py'))
 
 
@@ -486,7 +488,8 @@ GDAL = '''
         made = None
         gdal.VSICurlClearCache()
         assert (gdal.Open(path).ReadAsArray(100, 100, 50, 50) == data[100:150, 100:150] + 1).all()
-        assert boto3.client('s3').head_object(Bucket=bucket, Key='mine/out{}.tif'.format(n))['ContentLength'] > 2**19
+        written = boto3.client('s3').head_object(Bucket=bucket, Key='mine/out{}.tif'.format(n))
+        assert written['ContentLength'] > 2**19
         n += 1
     names = [entry for entry in gdal.ReadDir('/vsis3/{}/mine/'.format(bucket))]
     assert {'in.tif', 'out0.tif'} <= set(names), names
@@ -561,8 +564,8 @@ def faults_of(shape, value, path=''):
     return []
 
 
-# AWS's own examples of DescribeJobs lack startedAt where a job has not started, though the model requires it. AWS
-# takes RETRY and gives back retry.
+# AWS's own examples of DescribeJobs lack startedAt where a job has not started, though the model requires it.
+# AWS takes RETRY and gives back retry.
 KNOWN = ('no startedAt', "'retry' is none of ['RETRY', 'EXIT']", "'exit' is none of ['RETRY', 'EXIT']")
 
 
