@@ -46,7 +46,10 @@ def test_nothing_in_the_template_costs_money_while_idle():
         if item['Type'] == 'AWS::EC2::VPCEndpoint':
             assert properties['VpcEndpointType'] == 'Gateway'       # the other kinds cost by the hour
         elif item['Type'] == 'AWS::Batch::ComputeEnvironment':
-            assert properties['ComputeResources']['MinvCpus'] == 0
+            # Fargate has none that stay.
+            least = properties['ComputeResources'].get('MinvCpus')
+            assert least in (None, {'If': ['IsFargateWanted', {'Ref': 'AWS::NoValue'}, 0]})
+            assert least or properties['ComputeResources']['Type'] == 'FARGATE'
             assert not properties['ComputeResources'].get('DesiredvCpus')
         elif item['Type'] == 'AWS::EC2::LaunchTemplate':
             data = properties['LaunchTemplateData']
