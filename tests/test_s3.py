@@ -102,23 +102,20 @@ def scientist(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mosaic(scientist):
-    """A mosaic of two images side by side, in tiles; their names."""
+    """A mosaic of images side by side, in tiles; their names."""
     scene = gdal.Open(str(SCENE))
+    pixels = numpy.tile(scene.ReadAsArray(), (1, SCENES, 1))
     place, names = list(scene.GetGeoTransform()), []
-    for name, columns in (('left', SCENES // 2), ('right', SCENES - SCENES // 2)):
-        path = str(scientist.folder / name) + '.tif'
-        shape = scene.RasterXSize * columns, scene.RasterYSize * SCENES
-        image = gdal.GetDriverByName('GTiff').Create(path, *shape, 6, gdal.GDT_Byte, [
-            'TILED=YES', 'BLOCKXSIZE=512', 'BLOCKYSIZE=512', 'INTERLEAVE=BAND', 'BIGTIFF=IF_SAFER'])
+    for number in range(SCENES):
+        path = str(scientist.folder / 'column.tif')
+        image = gdal.GetDriverByName('GTiff').Create(path, *pixels.shape[:0:-1], 6, gdal.GDT_Byte, [
+            'TILED=YES', 'BLOCKXSIZE=512', 'BLOCKYSIZE=512', 'INTERLEAVE=BAND'])
         image.SetGeoTransform(place)
         image.SetSpatialRef(scene.GetSpatialRef())
-        row = numpy.tile(scene.ReadAsArray(), (1, 1, columns))
-        for number in range(SCENES):
-            image.WriteArray(row, 0, number * scene.RasterYSize)
+        image.WriteArray(pixels)
         image = None
-        place[0] += shape[0] * place[1]
-        names.append(scientist.upload(path, 'in/{}.tif'.format(name)))
-        os.remove(path)
+        place[0] += scene.RasterXSize * place[1]
+        names.append(scientist.upload(path, 'in/{}.tif'.format(number)))
     return names
 
 
