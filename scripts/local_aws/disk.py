@@ -73,6 +73,7 @@ def _show(root, path, writable=False):
 def enter(root, visible, shared):
     """Make that folder the root of all that this process sees."""
     _own_mounts()
+    _mount(root, root, MS_BIND)          # a container engine in a job (scripts/dev/test-image.sh) asks for that of its /
     for path in WRITABLE:
         os.makedirs(root + path, exist_ok=True)
     # A folder first, then what is inside it.
