@@ -418,7 +418,7 @@ class Channel:
         """
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
-        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(payload))
+        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed))
         if packed is not payload:
             header['packed'] = True
         if len(packed) > INLINE_BYTES:
@@ -592,8 +592,8 @@ def shared(token):
 
 class _Call:
     """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'size', 'digest', 'function', 'payload', 'prepared', 'message',
-                 'object', 'queued', 'sent', '_unclaimed')
+    __slots__ = ('id', 'future', 'label', 'size', 'bytes', 'digest', 'function', 'payload', 'prepared',
+                 'message', 'object', 'queued', 'sent', '_unclaimed')
 
     def __init__(self, number, label, digest, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
@@ -601,7 +601,7 @@ class _Call:
         self.future = concurrent.futures.Future()
         # What takes time is done ahead of the thread that sends.
         self.prepared = threading.Event() if function or len(payload) > PACK_BYTES else None
-        self.message = self.object = self.sent = None
+        self.message = self.object = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
 
@@ -665,7 +665,8 @@ class _Run:
         self.revoked = set()                # ids of cancelled calls that are in the queue
         self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
         self.jobs = {}                      # Batch jobs that have not ended, by their ids
-        self.up = {}                        # workers that are up: number (str) to versions
+        self.up = {}                        # workers that are up: number (str) to start
+        self.starts = set()                 # all of them that there were
         self.quiet = set()                  # those that have said why they end
         self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
         self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
@@ -708,10 +709,17 @@ class _Run:
             'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
             'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
         self.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME, region=REGION,
-                  vcpus=self.stack.get('BatchVCPUS'), memory=self.stack.get('BatchMemory'),
-                  inline_bytes=INLINE_BYTES)
+                  inline_bytes=INLINE_BYTES, vcpus=self._vcpus(), memory=self._need('MEMORY'))
         self.opened = time.monotonic()
         self._start_workers(self.workers)
+
+    def _need(self, kind):
+        """What this run asks for instead of the stack's (str), or None."""
+        needs = self.overrides.get('resourceRequirements', ())
+        return next((need['value'] for need in needs if need['type'] == kind), None)
+
+    def _vcpus(self):
+        return self._need('VCPU') or self.stack.get('BatchVCPUS')
 
     def _start_workers(self, count):
         """Submit a job for so many workers: the first ones, and those in place of others that are gone."""
@@ -865,7 +873,7 @@ class _Run:
                 call.message, header = self.persist(
                     'sending a call to the workers',
                     lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
-                call.object = header.get('object')
+                call.object, call.bytes = header.get('object'), header.get('bytes')     # as it travels
         except Exception as error:
             self.stored.discard(call.digest)
             self._settle(call, error=error)
@@ -989,9 +997,12 @@ class _Run:
             if not self.up:
                 self.break_off(wrong)
             return
-        if worker in self.up:
+        if header['start'] in self.starts:      # SQS has delivered it twice
+            return
+        self.starts.add(header['start'])
+        if self.up.get(worker):
             self._lost([worker], 'AWS Batch has started it again')
-        self.up[worker] = header['versions']
+        self.up[worker] = header['start']
         self.seen_up = True
         self.note('up', worker=worker, time=time.time())
         self.wake.put(None)
@@ -1032,7 +1043,7 @@ class _Run:
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
         if self._settle(call, result, error, tally, header.get('worker')):
             self.futile = 0
-            self.note('block', label=call.label, bytes_in=call.size, bytes_out=header.get('bytes'),
+            self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
                       collected=time.time(), **times)
         self.spent.extend(filter(None, (call.object, header.get('object'))))
@@ -1248,7 +1259,7 @@ class _Run:
     def _put_lease(self):
         state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
                  'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'done': self.done(),
-                 'outstanding': len(self.calls), 'vcpus': self.stack.get('BatchVCPUS')}
+                 'outstanding': len(self.calls), 'vcpus': self._vcpus()}
         self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
                                    Body=json.dumps(state).encode())
 

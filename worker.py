@@ -600,7 +600,7 @@ def main():
             env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
             env['RIOSOutQueue'], env['RIOSRegion'])
         worker = Worker(channel, started, env)
-        worker._say('hello', versions=rios_awsbatch.versions())
+        worker._say('hello', versions=rios_awsbatch.versions(), start=time.time())
         wrong = rios_awsbatch.mismatch(json.loads(env['RIOSVersions']), rios_awsbatch.versions())
         if wrong:
             sys.exit(wrong)
