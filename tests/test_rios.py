@@ -187,7 +187,7 @@ def image_with_rios(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not entry.exists():
             entry.write_text(ENTRY_POINT.format(root=str(ROOT)))
-            subprocess.run([sys.executable, str(ROOT / 'scripts/local_aws.py'), 'push', 'BatchECR', str(entry)], check=True)
+            subprocess.run([sys.executable, str(ROOT / 'scripts/local_aws'), 'push', 'BatchECR', str(entry)], check=True)
 
 
 ENTRY_POINT = '''
