@@ -1298,6 +1298,18 @@ SCRIPTS = {
         for x in range(8):
             executor.submit(square, x).add_done_callback(lambda done: print('.' * bool(done.result() >= 0)))
         ''',
+    'call_after_the_end_of_the_script': '''
+        import atexit
+
+        @atexit.register
+        def run_last():
+            try:
+                executor.submit(square, 3)
+            except RuntimeError as error:
+                print(type(error).__name__)
+        executor = Executor(2)
+        print(executor.submit(square, 3).result())
+        ''',
     'script_that_fails': '''
         executor = Executor(2)
         print(executor.submit(square, 3).result(), flush=True)

@@ -153,6 +153,16 @@ def test_classes_of_the_script_stay_themselves(executor):
         executor.submit(script['fails']).result(PATIENT)
 
 
+def test_result_does_not_change_a_class_of_the_script(executor):
+    """It brings its class along, as that was when the call was submitted."""
+    script = {'__name__': '__main__'}
+    exec('import time\nclass C:\n    x = 1\ndef f(s):\n    time.sleep(s)\n    return C()', script)
+    futures = [executor.submit(script['f'], 1.0) for _ in range(4)]
+    script['C'].x = 2
+    assert [future.result(PATIENT).x for future in futures] == [2] * 4
+    assert script['C'].x == 2
+
+
 def test_function_is_uploaded_once(executor):
     class Unhashable:
         def __init__(self):
