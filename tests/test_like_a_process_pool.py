@@ -374,14 +374,6 @@ class NoTruth:
     __hash__ = None
 
 
-class Liar:
-    """Its class is not what it says."""
-    __class__ = numpy.ndarray
-
-    def __reduce__(self):
-        return Liar, ()
-
-
 class Refuses:
     """What raises when it is pickled."""
     def __reduce__(self):
@@ -470,7 +462,7 @@ SHARED.update({
     'class_of_arrays_as_an_argument': lambda e: e.submit(type_name, numpy.ndarray),
     'arguments_with_odd_shapes': lambda e: [e.submit(type_name, each) for each in (
         types.SimpleNamespace(shape=2.5), types.SimpleNamespace(shape='abc'),
-        types.SimpleNamespace(shape=[[1]]), types.SimpleNamespace(shape=range(10**12)), OddShape(), Liar())],
+        types.SimpleNamespace(shape=[[1]]), types.SimpleNamespace(shape=range(10**12)), OddShape())],
     'arguments_without_a_text': lambda e: [e.submit(type_name, each) for each in (
         NoText(), [NoText()], {NoText(): NoText()}, (NoText(),), NoTruth(), [NoTruth()], NoAttributes(),
         [NoAttributes()])],
@@ -548,16 +540,6 @@ class Quits(BaseException):
     pass
 
 
-class False1(Exception):
-    def __bool__(self):
-        return False
-
-
-class False2(Exception):
-    def __len__(self):
-        return 0
-
-
 class Returned(Exception):
     """What pickles as something that is no exception at all."""
     def __reduce__(self):
@@ -609,13 +591,11 @@ def fail_for(bad, x):
 ERRORS = {
     'usual': [ValueError('bad'), KeyError('band 7'), ZeroDivisionError(), AssertionError('a', 1),
               NotImplementedError(), OverflowError('é\n\ud800'), RecursionError('deep')],
-    'with_arguments': [OSError(2, 'No such file', 'a.tif'), UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'bad'),
-                       subprocess.CalledProcessError(3, ['a'], 'out'), Coded('cloudy', 4, tile=(1, 2)),
-                       FileNotFoundError(2, 'nothing', 'a')],
+    'with_arguments': [OSError(28, 'No space left', 'a.tif'), UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'bad'),
+                       subprocess.CalledProcessError(3, ['a'], 'out'), Coded('cloudy', 4, tile=(1, 2))],
     'of_futures': [concurrent.futures.CancelledError('c'), concurrent.futures.TimeoutError('t'),
                    concurrent.futures.BrokenExecutor('b'), concurrent.futures.InvalidStateError('i')],
     'without_a_text': [Mute(), Mute('a', 1)],
-    'that_are_false': [False1('a'), False2('b')],
     'that_end_programs': [KeyboardInterrupt(), SystemExit(), SystemExit(3), SystemExit('bye'), Quits('now'),
                           GeneratorExit()],
     'that_end_loops': [StopIteration(3), StopAsyncIteration()],
@@ -1348,7 +1328,7 @@ def test_script_does_what_it_does_with_a_process_pool(name, tmp_path):
         text = 'from {} as Executor\ndef square(x): return x * x\n'.format(executor)
         process = main_script(tmp_path, text + textwrap.dedent(SCRIPTS[name]))
         status, out, err = output_of(process, PATIENT)
-        ends.append((status, out, [line for line in err.splitlines() if 'Error' in line]))
+        ends.append((status, out, err.splitlines()[-1:] if status else []))
     assert ends[0] == ends[1], err
 
 
