@@ -66,14 +66,14 @@ def log_of(stack, job):
     return '\n'.join(event['message'] for event in events)
 
 
-def test_permissions_suffice(tmp_path):
+def test_permissions_suffice(tmp_path, shared):
     """A user with the stack's policy, and the main job with its role, can do all that a run needs."""
     with another_aws(tmp_path) as env:
         script = write_main(tmp_path, ALLOWED)
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', script)
         user, arn = user_with_main_policy(stack)
         local_aws('iam', {'enforced': True}, env=env)
-        names = [[str(tmp_path / (who + what)) for what in ('-killed', '-answer')] for who in ('user', 'job')]
+        names = [[str(shared / (who + what)) for what in ('-killed', '-answer')] for who in ('user', 'job')]
         batch, outputs = stack.client('batch'), stack.outputs()
         job = batch.submit_job(
             jobName='main', jobQueue=outputs['BatchProcessingJobQueueName'], containerOverrides={'command': names[1]},

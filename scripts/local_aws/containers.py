@@ -11,6 +11,7 @@ Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is what AWS
 that GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@" in ours
 makes that a user name, and this AWS the host.
 """
+import contextlib
 import json
 import os
 import re
@@ -94,6 +95,7 @@ class Task:
         self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
         self.status_reason = 'Essential container in task exited'
         self.container_reason = None
+        self.killed = 0                          # processes that the kernel has ended for want of memory
         self.lost = False                        # the host is gone: there is no exit code
         image = Images.find(job.properties['image'])
         self._check_network()
@@ -209,6 +211,16 @@ class Task:
             self.kill_at = time.monotonic() + seconds
             self.process.send_signal(signal.SIGTERM)
 
+    def out_of_memory(self, used):
+        """The kernel ends the largest of the processes (process id to bytes)."""
+        self.killed += 1
+        disk.note_killed(self.folder, self.killed)
+        largest = max(used, key=used.get)
+        if largest == self.pid:
+            self.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+        else:
+            os.kill(largest, signal.SIGKILL)
+
     def kill(self, status_reason=None, container_reason=None):
         """SIGKILL to every process of the container."""
         self.status_reason = status_reason or self.status_reason
@@ -228,6 +240,13 @@ def end_session(session):
 def processes_of(sessions):
     """For each of the sessions the resident bytes of its processes, by process id."""
     found = {session: {} for session in sessions}
+    if not os.path.isdir('/proc/self'):          # macOS
+        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss=,stat='], capture_output=True, text=True).stdout
+        for pid, size, state in (line.split()[:3] for line in listed.splitlines()):
+            with contextlib.suppress(OSError):
+                if state[0] != 'Z' and os.getsid(int(pid)) in found:
+                    found[os.getsid(int(pid))][int(pid)] = int(size) * 1024
+        return found
     page = resource.getpagesize()
     for name in os.listdir('/proc') if sessions else ():
         if name.isdigit():
@@ -239,6 +258,25 @@ def processes_of(sessions):
             if int(fields[3]) in found and fields[0] != 'Z':
                 found[int(fields[3])][int(name)] = int(fields[21]) * page
     return found
+
+
+def install_logs():
+    """GetLogEvents as AWS answers it: a page may be empty though more follow, and the end is a token that stays the
+    same (botocore's model of CloudWatch Logs). Here every page that is read forward is preceded by an empty one.
+    moto fills each page, and its last token leads to the beginning of what is new.
+    """
+    from moto.logs.models import LogStream
+    moto_get = LogStream.get_log_events
+
+    def get_log_events(stream, start_time, end_time, limit, next_token, start_from_head):
+        if next_token is None and start_from_head:
+            next_token = f'f/{-1:056d}'
+        if (next_token or '').startswith('f/') and not next_token.endswith('/full'):
+            more = moto_get(stream, start_time, end_time, limit, next_token, start_from_head)[0]
+            return [], 'b' + next_token[1:], next_token + ('/full' if more else '')
+        return moto_get(stream, start_time, end_time, limit, next_token and next_token.removesuffix('/full'),
+                        start_from_head)
+    LogStream.get_log_events = get_log_events
 
 
 class Guardian:

@@ -21,6 +21,8 @@ import tempfile
 SYSTEM = ('/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32', '/usr', '/etc', '/dev', '/proc', '/sys')
 # What a container may write to; the first is its home and working folder.
 WRITABLE = ('/home/rios', '/tmp', '/var/tmp')
+# What a container sees as /sys/fs/cgroup: its memory.events is how it learns of the kernel's OOM killer.
+CGROUP = '/.cgroup'
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
@@ -73,7 +75,7 @@ def _show(root, path, writable=False):
 def enter(root, visible, shared):
     """Make that folder the root of all that this process sees."""
     _own_mounts()
-    for path in WRITABLE:
+    for path in (*WRITABLE, CGROUP):
         os.makedirs(root + path, exist_ok=True)
     # A folder first, then what is inside it.
     for path in sorted({os.path.abspath(path) for path in [*SYSTEM, *visible]}):
@@ -81,6 +83,7 @@ def enter(root, visible, shared):
             _show(root, path)
     for path in shared:
         _show(root, os.path.abspath(path), True)
+    _mount(root + CGROUP, root + '/sys/fs/cgroup', MS_BIND)
     os.chroot(root)
     os.chdir(WRITABLE[0])
 
@@ -101,8 +104,9 @@ def _launcher(root, visible):
 
 def command(folder, image, environment):
     """The words that come before the command of a job with that folder and image to give it its disk."""
-    for path in WRITABLE:
+    for path in (*WRITABLE, CGROUP):
         os.makedirs(folder + path)
+    note_killed(folder, 0)
     if isolation() == 'folders':
         return []
     # What Python imports from, but for the folder of this program itself.
@@ -111,6 +115,12 @@ def command(folder, image, environment):
         visible += environment.get(name, '').split(os.pathsep)
     visible = [path for path in visible if path and os.path.exists(path)]
     return _launcher(folder, [where(path) for path in visible for where in (os.path.abspath, os.path.realpath)])
+
+
+def note_killed(folder, count):
+    """How many processes of a container the kernel has ended for want of memory."""
+    with open(folder + CGROUP + '/memory.events', 'w', encoding='ascii') as file:
+        file.write(f'low 0\nhigh 0\nmax {count}\noom {count}\noom_kill {count}\n')
 
 
 def variables(folder):

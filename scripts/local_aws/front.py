@@ -15,15 +15,14 @@ import threading
 import time
 import traceback
 
-from local_aws import PARTITION, AwsError, disk
+from local_aws import PARTITION, AwsError, disk, resources
 from local_aws.batch import Batch
 from local_aws.cloudformation import CloudFormation
-from local_aws.containers import Images
+from local_aws.containers import Images, install_logs
 from local_aws.control import Control
 from local_aws.faults import Faults
 from local_aws.iam import Iam
 from local_aws.request import Request, Response, error_response
-from local_aws.resources import Resources
 from local_aws.scheduler import Scheduler
 from local_aws.sqs import Sqs
 
@@ -43,8 +42,9 @@ class Aws:
         self.counts, self.counts_lock = {}, threading.Lock()
         self.began = time.time()
         self.control = Control(self)
-        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), Resources()):
+        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), resources):
             part.install()
+        install_logs()
         self.scheduler.start()
 
     def answer(self, request):

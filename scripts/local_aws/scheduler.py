@@ -8,6 +8,7 @@
   model, ListJobsRequest.jobStatus).
 - An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its exit code
   and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may have exited with 0.
+- Where a container's memory is used up, the kernel ends its largest process. The container ends if that was its first.
 - An instance that is taken away takes all its jobs with it. They have no exit code.
 """
 import collections
@@ -177,7 +178,7 @@ class Scheduler(threading.Thread):
             if task.kill_at is not None and now > task.kill_at:
                 task.kill()
             elif sum(used[task.pid].values()) > task.job.memory * MIB:
-                task.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+                task.out_of_memory(used[task.pid])
             elif limit and now > task.started + int(limit) / self.speed:
                 task.stop(TIMED_OUT, STOP_SECONDS)
 

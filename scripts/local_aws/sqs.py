@@ -306,7 +306,7 @@ class Sqs:
                     raise
                 failed.append({'Id': entry['Id'], 'SenderFault': error.status < 500, 'Code': error.code,
                                'Message': error.message})
-        return {'Successful': done, 'Failed': failed} if failed else {'Successful': done}
+        return {'Successful': done, 'Failed': failed}
 
     def receive(self, queue, store, given, request):
         """ReceiveMessage"""
