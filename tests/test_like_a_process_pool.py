@@ -1306,17 +1306,6 @@ SCRIPTS = {
         with Executor(2) as executor:
             print(list(executor.map(fail, range(4))), flush=True)
         ''',
-    'threads_of_the_script_that_outlive_it': '''
-        import threading
-
-        def work():
-            time.sleep(1)
-            print(list(executor.map(square, range(10))), flush=True)
-            executor.shutdown()
-        executor = Executor(2)
-        executor.submit(square, 3).result()
-        threading.Thread(target=work).start()
-        ''',
 }
 
 
@@ -1387,8 +1376,7 @@ def test_exception_that_cannot_travel_is_told_in_words_and_alone(kind, said, exe
 def test_what_cannot_be_unpickled_fails_alone(function, args, executor):
     futures = [executor.submit(square, 3), executor.submit(function, *args), executor.submit(square, 4)]
     error = futures[1].exception(PATIENT)
-    assert isinstance(error, Exception) and not isinstance(error, concurrent.futures.BrokenExecutor)
-    assert 'trapped' in str(error)
+    assert 'trapped' in str(error) and not isinstance(error, concurrent.futures.BrokenExecutor)
     assert [futures[0].result(PATIENT), futures[2].result(PATIENT)] == [9, 16]
 
 
