@@ -56,6 +56,7 @@ import hashlib
 import hmac
 import importlib
 import importlib.metadata
+import inspect
 import itertools
 import json
 import logging
@@ -479,21 +480,21 @@ class Channel:
         return '{}shared-{}'.format(self.folder, digest)
 
     def send(self, queue_url, messages):
-        """
-        Send up to BATCH_ENTRIES messages, which together keep below MESSAGE_BYTES.
-
-        Those that AWS does not take are sent again, so all are sent when this returns.
-        """
+        """Send messages (any number) in as few requests as AWS allows; all are sent when this returns."""
         entries, pause = [dict(message, Id=str(n)) for n, message in enumerate(messages)], 0.1
         while entries:
-            answer = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
-            failed = {entry['Id']: entry for entry in answer.get('Failed', [])}
-            for entry in failed.values():
+            some, size = [], 0
+            while entries and len(some) < BATCH_ENTRIES and size + size_of(entries[0]) <= MESSAGE_BYTES:
+                size += size_of(entries[0])
+                some.append(entries.pop(0))
+            failed = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=some).get('Failed', [])
+            for entry in failed:
                 if entry.get('SenderFault'):
                     raise AWSBatchException('AWS SQS refused a message: {} {}'.format(
                         entry.get('Code'), entry.get('Message', '')))
-            entries = [entry for entry in entries if entry['Id'] in failed]
-            if entries:
+            if failed:
+                names = {entry['Id'] for entry in failed}
+                entries[:0] = [entry for entry in some if entry['Id'] in names]
                 time.sleep(pause)
                 pause = min(2 * pause, 5)
 
@@ -865,28 +866,22 @@ class _Run:
 
     def _send(self):
         """Thread: send the calls in their order, and with each those that came while a request was under way."""
-        call = None
-        while True:
-            batch, size, call = [], 0, call or self.outbox.get()
-            while call is not None:
+        call = self.outbox.get()
+        while call is not None:
+            batch = []
+            while call is not None and len(batch) < BATCH_ENTRIES:
                 if call.prepared is None:
                     self._seal(call)
-                call.prepared and call.prepared.wait()
-                if call.message is not None:
-                    if size + size_of(call.message) > MESSAGE_BYTES:
-                        break
-                    batch.append(call)
-                    size += size_of(call.message)
+                elif batch and not call.prepared.is_set():
+                    break
+                else:
+                    call.prepared.wait()
                 self.backlog = self.backlog - call.size if self.outbox.qsize() else 0
+                if call.message is not None:
+                    batch.append(call)
                 call = None
-                if len(batch) < BATCH_ENTRIES and self.outbox.qsize():
+                if self.outbox.qsize():
                     call = self.outbox.get()
-                    if batch and call and call.prepared and not call.prepared.is_set():
-                        break
-            if not batch:
-                if call is None and self.ended.is_set():
-                    return
-                continue
             try:
                 self._send_batch(batch)
             except AWSBatchException:
@@ -895,7 +890,10 @@ class _Run:
                         self._send_batch([each])
                     except AWSBatchException as error:
                         self._settle(each, error=error)
-            del batch
+            batch = each = None         # nothing here may keep a future, and so its result
+            if self.ended.is_set():
+                return
+            call = call or self.outbox.get()
 
     def _send_batch(self, batch):
         for call in batch:
@@ -1292,8 +1290,7 @@ class _Run:
         if len(self.up) < alive - len(self.quiet):
             return False                    # some have not even started
         stop = self.channel.seal('worker', {'kind': 'stop'})[0]
-        for messages in batches([stop] * len(self.up), BATCH_ENTRIES):
-            self.channel.send(self.channel.in_queue, messages)
+        self.channel.send(self.channel.in_queue, [stop] * len(self.up))
         deadline = time.monotonic() + STOP_SECONDS
         while self.up and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
@@ -1671,27 +1668,15 @@ def _executor_for(count, **given):
 
 
 # ---------------------------------------------------------------------------------------------
-# RIOS 1.4: a job manager
+# RIOS 1.4: a job manager; first what it shares with RIOS 2
 # ---------------------------------------------------------------------------------------------
 
-def _import_rios(module, name):
-    """A class of the installed RIOS; None if there is no RIOS, or not this generation of it."""
-    if 'RIOSRun' in os.environ:
-        return None         # in a worker, which starts faster without RIOS until a block asks for it
+def _from_rios(module, name):
+    """A class of RIOS to build on; object where there is none, and in a worker, which starts sooner so."""
     try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError:
-        return None
-    except AttributeError as error:
-        log.warning('%s', _rios_has_changed(error))
-        return None
-
-
-def _rios_has_changed(detail):
-    import rios
-    return AWSBatchException(
-        'RIOS {} has changed what rios_awsbatch {} builds on ({}). Look for a newer rios_awsbatch, or use RIOS '
-        '2.0.9.'.format(getattr(rios, '__version__', 'of this version'), __version__, detail))
+        return object if 'RIOSRun' in os.environ else getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return object
 
 
 @contextlib.contextmanager
@@ -1701,472 +1686,354 @@ def _known_rios():
         yield
     except (AttributeError, ImportError, KeyError, TypeError) as error:
         *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        missing = isinstance(error, ImportError) and (error.name or '').startswith('rios.')
-        if innermost.f_code.co_filename != __file__ and not missing:
+        ours = innermost.f_code.co_filename == __file__
+        if not ours and not str(getattr(error, 'name', '')).startswith('rios.'):
             raise           # RIOS itself stumbles over something, or is not in the worker's image
-        raise _rios_has_changed('{}: {}'.format(type(error).__name__, error)) from error
+        import rios
+        raise AWSBatchException('RIOS {} has changed what rios_awsbatch {} builds on: {!r}. Get a newer one, '
+                                'or RIOS 2.0.9.'.format(rios.__version__, __version__, error)) from error
 
 
-class _StandInJobManager:
-    """What RIOS 1.4's JobManager does, for where there is no RIOS 1.4."""
-    jobMgrType = None
+class _Function:
+    """
+    A user function with all that is the same for its blocks. It travels once, and workers keep it.
 
-    def __init__(self, numSubJobs):
-        self.numSubJobs = numSubJobs
-        self.tempdir = '.'
+    Each block starts with the caller's otherArgs. One that does not change it leaves it to the next.
+    """
+    def __init__(self, executor, userFunction, otherArgs):
+        with contextlib.suppress(AttributeError):
+            del otherArgs.otherArgsList         # of an earlier apply()
+        self.__name__, self.userFunction = _name(userFunction), userFunction
+        self.token = self.args = None
+        self.given = None if otherArgs is None else executor.share(_pickled(otherArgs, 'otherArgs'))
 
-    def setTempdir(self, tempdir):
-        self.tempdir = tempdir
+    def __reduce__(self):       # once as it is, and with each block where that is
+        return (_kept, (self.token,)) if self.token else (copyreg.__newobj__, (type(self),), vars(self))
 
-    def runSubJobs(self, function, fnInputs):
-        jobIDlist = self.startAllJobs(function, fnInputs)
-        self.waitOnJobs(jobIDlist)
-        return self.gatherAllOutputs(jobIDlist)
-
-    def startAllJobs(self, function, jobInputs):
-        return [None] + [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
-
-    def __str__(self):
-        return 'jobMgrType={}, numSubJobs={}'.format(self.jobMgrType, self.numSubJobs)
-
-
-# RIOS takes the class that was defined last, so its own retired ones of the same name come first.
-_import_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
-_JobManager = _import_rios('rios.parallel.jobmanager', 'JobManager') or _StandInJobManager
-
-_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
-
-
-def _run_job(userFunction, jobInfo):
-    """One block of RIOS 1.4, wherever it is computed."""
-    params = jobInfo.getFunctionParams()
-    userFunction(*params)
-    return jobInfo.getFunctionResult(params)
+    def call(self, *params):
+        """Call the user function; the pickle of otherArgs if that has changed, else None."""
+        if self.given is None:
+            self.userFunction(*params)
+            return None
+        if self.args is None:
+            self.args = pickle.loads(shared(self.given))
+            self.digest = _digest(self.args)
+        args, self.args = self.args, None
+        self.userFunction(*params, args)
+        if _digest(args) != self.digest:
+            return _pickled(args, 'otherArgs, as the user function leaves it,')
+        self.args = args
+        return None
 
 
-class _Job:
-    """A block that startOneJob() has sent: what RIOS calls a jobID."""
-    def __init__(self, future, jobInfo):
-        self.future, self.jobInfo = future, jobInfo
-        self.outputs = None
+@functools.lru_cache(maxsize=2)
+def _kept(token):
+    return pickle.loads(shared(token))
 
 
-class _JobFunction:
-    """RIOS 1.4's user function, as workers call it; `block` is there to name the block in messages."""
-    def __init__(self, userFunction):
-        self.userFunction = userFunction
-        self.__name__ = _name(userFunction)
+def _digest(thing):
+    """A digest of what would travel, without a copy of the arrays in it; None if it cannot travel."""
+    buffers = []
+    try:
+        digest = hashlib.sha256(cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append))
+    except Exception:
+        return None
+    for buffer in buffers:
+        digest.update(buffer.raw())
+    return digest.digest()
 
-    def __call__(self, block, jobInfo):
-        return _run_job(self.userFunction, jobInfo)
+
+class _Apply:
+    """One apply(): the executor, the blocks that it has, and the copies of otherArgs that they changed."""
+    def __init__(self, workers, **options):
+        self.executor, own = _executor_for(workers, **options)
+        self.blocks, self.copies, self.function = {}, {}, None      # future to block, block to copy
+        # By itself too, as RIOS does not tell a job manager that something else has failed.
+        self.end = weakref.finalize(self, self._end, self.executor if own else None, self.blocks)
+
+    @staticmethod
+    def _end(executor, blocks):
+        if executor:
+            executor.shutdown(cancel_futures=True)
+        for future in list(blocks):
+            future.cancel()
+
+    def begin(self, function, otherArgs):
+        self.function, self.otherArgs = function, otherArgs
+        function.token = self.executor.share(_pickled(function, 'The function {}'.format(function.__name__)))
+
+    def submit(self, block, *args):
+        """Send a block, which is anything that sorts; its future."""
+        future = self.executor.submit(self.function, *args)
+        self.blocks[future] = block
+        return future
+
+    def result(self, future):
+        result, changed = future.result()
+        block = self.blocks.pop(future)
+        if changed is not None:
+            if not self.copies:
+                log.warning('The user function changes otherArgs. Each block has a copy of its own, and what '
+                            'apply() was given stays as it is. The changed copies will be in the list '
+                            'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
+            self.copies[block] = pickle.loads(changed)
+        return result
+
+    def give_copies(self):
+        """Give the caller the changed copies of otherArgs, in the order of the blocks (list)."""
+        copies = [self.copies[block] for block in sorted(self.copies)]
+        if copies:
+            with contextlib.suppress(AttributeError):
+                self.otherArgs.otherArgsList = copies
+        return copies
 
 
-class AWSBatchJobManager(_JobManager):
+# RIOS takes the class that was defined last, so its own retired one of the same name comes first.
+_from_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
+
+
+class _Rios1Function(_Function):
+    def __call__(self, label, jobInfo):
+        params = jobInfo.getFunctionParams()
+        changed = self.call(*params)
+        return jobInfo.getFunctionResult(params), changed
+
+
+class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     """
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
 
-    The first block of a round is computed in the main script, and the others by numSubJobs - 1
-    workers. While no worker is up yet, the main script computes the others as well. RIOS goes on to
-    the next round while up to ROUNDS_AHEAD earlier ones are still with the workers.
-
-    Args:
-        numSubJobs (int): how many blocks are computed at a time, from controls.setNumThreads().
-
-    Raises:
-        ValueError: numSubJobs is not a whole number above zero.
-        AWSBatchException: as for :class:`AWSBatchExecutor`.
+    setNumThreads(n) means n workers, which compute all blocks; in ``with AWSBatchExecutor(n):``, those do.
+    Each block starts with the caller's otherArgs; the copies that the user function changed are in the list
+    otherArgs.otherArgsList when apply() returns, in the order of the blocks. Raises as AWSBatchExecutor.
     """
     jobMgrType = 'AWSBatch'
 
     def __init__(self, numSubJobs):
-        if isinstance(numSubJobs, bool) or not isinstance(numSubJobs, int) or numSubJobs < 1:
-            raise ValueError('setNumThreads() needs a whole number above zero, not {!r}.'.format(numSubJobs))
-        super().__init__(numSubJobs)
-        self.executor = None
-        self._function = None
-        self._rounds = collections.deque()      # those that RIOS has not been given yet
-        if numSubJobs > 1:
-            self.executor = AWSBatchExecutor(numSubJobs - 1)
-            # RIOS calls finalise() only when all went well.
-            weakref.finalize(self, self.executor.shutdown, cancel_futures=True)
+        self.numSubJobs, self.tempdir = numSubJobs, '.'
+        self._run, self._rounds = _Apply(numSubJobs), collections.deque()     # of jobs not gathered
 
     def runSubJobs(self, function, fnInputs):
         """
-        Compute a round of blocks.
+        Compute a round of blocks (fnInputs, a RIOS JobInfo for each); a list of outputs, in order.
 
-        RIOS writes blocks in the order in which it is given them, so applier.apply() is given them some
-        rounds later, and the workers always have a next block. With its last round it is given all.
-
-        Args:
-            function: the user function.
-            fnInputs (list): a RIOS JobInfo for each block.
-
-        Returns:
-            list: the outputs of blocks, in their order.
-
-        Raises:
-            As :meth:`gatherAllOutputs`.
+        RIOS writes blocks in the order in which it gets them. So apply() is given them ROUNDS_AHEAD rounds
+        later, and all with its last round: workers always have a next block. Raises what the user function
+        raised, from its traceback there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
         """
-        cls = type(fnInputs[-1])
-        if (cls.__module__, cls.__name__) != ('rios.applier', 'RIOSJobInfo'):
-            return super().runSubJobs(function, fnInputs)       # who knows what is done with them
-        jobs = self.startAllJobs(function, fnInputs)
-        self.waitOnJobs(jobs)
-        self._rounds.append(jobs)
-        outputs = []
-        while len(self._rounds) > (0 if fnInputs[-1].info.isLastBlock() else ROUNDS_AHEAD):
-            outputs += self.gatherAllOutputs(self._rounds.popleft())
-        return outputs
-
-    def startAllJobs(self, function, jobInputs):
-        """
-        Send all blocks of a round but the first to the workers, and compute the first here.
-
-        Args:
-            function: the user function.
-            jobInputs (list): a RIOS JobInfo for each block.
-
-        Returns:
-            list: the outputs of the first block, then a job for each other block.
-        """
-        with self._ended_on_error():
-            jobs = [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
-            return [self._compute_here(function, jobInputs[0])] + jobs
+        try:
+            self._rounds.append([self.startOneJob(function, jobInfo) for jobInfo in fnInputs])
+            outputs, last = [], fnInputs[-1]
+            more = type(last).__module__ == 'rios.applier' and not last.info.isLastBlock()
+            while len(self._rounds) > (ROUNDS_AHEAD if more else 0):
+                outputs += self.gatherAllOutputs(self._rounds.popleft())
+            return outputs
+        except BaseException:
+            self._run.end()
+            raise
 
     def startOneJob(self, userFunc, jobInfo):
-        """Send one block to the workers; a job for waitOnJobs() and gatherAllOutputs()."""
-        jobInfo = jobInfo.prepareForPickling()
-        if self._function is None or self._function.userFunction is not userFunc:
-            self._function = _JobFunction(userFunc)
-        return _Job(self.executor.submit(self._function, self._block(jobInfo), jobInfo), jobInfo)
+        """Send one block; a job (Future) for gatherAllOutputs()."""
+        jobInfo = copy.copy(jobInfo.prepareForPickling())
+        otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
+        if self._run.function is None or self._run.function.userFunction is not userFunc:
+            self._run.begin(_Rios1Function(self._run.executor, userFunc, otherArgs), otherArgs)
+        info = getattr(jobInfo, 'info', None)
+        block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
+        return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
 
     def waitOnJobs(self, jobIDlist):
-        """Compute blocks here as long as no worker is up; gatherAllOutputs() waits for the others."""
-        with self._ended_on_error():
-            for job in jobIDlist[1:]:
-                if self.executor.stats()['workers_up']:
-                    break
-                if not job.future.done():
-                    outputs = self._compute_here(self._function.userFunction, job.jobInfo)
-                    if job.future.cancel():     # else a worker was as fast
-                        job.outputs = outputs
+        """Nothing: gatherAllOutputs() waits."""
 
     def gatherAllOutputs(self, jobIDlist):
-        """
-        Wait for the blocks of a round.
-
-        Returns:
-            list: the outputs of each block, in the order of the list.
-
-        Raises:
-            What the user function raised, with the worker's traceback as the cause; or
-            AWSBatchException as in :meth:`AWSBatchExecutor.submit`.
-        """
-        with self._ended_on_error():
-            return jobIDlist[:1] + [job.future.result() if job.outputs is None else job.outputs
-                                    for job in jobIDlist[1:]]
+        """Wait for jobs; their outputs, in the order of the list. Raises as :meth:`runSubJobs`."""
+        return [self._run.result(job) if isinstance(job, concurrent.futures.Future) else job
+                for job in jobIDlist]
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
-        with self._ended_on_error():
-            if self._rounds:
-                raise AWSBatchException('RIOS ended with {} rounds of blocks not written.'.format(len(self._rounds)))
-        if self.executor is not None:
-            self.executor.shutdown()
-
-    @contextlib.contextmanager
-    def _ended_on_error(self):
-        try:
-            yield
-        except BaseException:
-            if self.executor is not None:
-                self.executor.shutdown(cancel_futures=True)
-            raise
-
-    def _compute_here(self, userFunction, jobInfo):
-        started = time.time()
-        outputs = _run_job(userFunction, jobInfo)
-        if self.executor is not None:
-            self.executor._run.note('here', label=str(self._block(jobInfo)), started=started, computed=time.time())
-        return outputs
-
-    @staticmethod
-    def _block(jobInfo):
-        info = getattr(jobInfo, 'info', None)
-        return 'block {}, {}'.format(getattr(info, 'xblock', '?'), getattr(info, 'yblock', '?'))
+        self._run.end()
+        if self._rounds:
+            raise AWSBatchException('RIOS has ended, but some of the last blocks are not written.')
+        self._run.give_copies()
 
 
 # ---------------------------------------------------------------------------------------------
 # RIOS 2: a compute-worker manager
 # ---------------------------------------------------------------------------------------------
 
-_ComputeWorkerManager = _import_rios('rios.computemanager', 'ComputeWorkerManager') or object
-
-# GDAL's names for files that a worker can read as well as the main script can.
-_REMOTE = ('/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://')
+_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
 
 
-class _Rios2:
-    """The parts of RIOS 2 that are used here, found when they are first needed."""
-    def __init__(self):
-        for module, names in (
-                ('rios.structures', 'ApplierBlockDefn BlockAssociations BlockBuffer RasterizationMgr '
-                                    'TempfileManager Timers WorkerErrorRecord ConcurrencyStyle'),
-                ('rios.imagereader', 'ReadWorkerMgr readBlockOneFile'),
-                ('rios.readerinfo', 'makeReaderInfo'),
-                ('rios.rioserrors', 'TimeoutError')):
-            for name in names.split():
-                setattr(self, name, getattr(importlib.import_module(module), name))
+def _is_remote(file):
+    """Whether a worker can read a file of RIOS as well as the main script can."""
+    return any(mark in file[2] for mark in (
+        '/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://'))
 
 
-class _BlockFunction:
-    """
-    Computes one block of RIOS 2 in a worker, which keeps this object, and so its open files, for the run.
-
-    What is the same for all blocks is in here; `inputs` is None when the worker reads the block.
-    """
-    def __init__(self, userFunction, infiles, otherArgs, controls, workinggrid, allInfo):
-        self.__name__ = _name(userFunction)
-        self.userFunction, self.infiles, self.workinggrid, self.allInfo = userFunction, infiles, workinggrid, allInfo
-        self.controls = copy.copy(controls)
+class _Rios2Function(_Function):
+    """Computes a block of RIOS 2 in a worker. `inputs` is None when the worker reads it."""
+    def __init__(self, executor, given):
+        super().__init__(executor, given['userFunction'], given['otherArgs'])
+        self.infiles, self.allInfo, self.grid = given['infiles'], given['allInfo'], given['workinggrid']
+        self.controls, self.threads = copy.copy(given['controls']), None
+        self.controls.concurrency = copy.copy(self.controls.concurrency)
+        self.controls.concurrency.numReadWorkers = self.controls.concurrency.numReadWorkers or 1
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
-        from osgeo import osr
-        copyreg.pickle(osr.SpatialReference, _reduce_system)            # of vectors in allInfo
-        self.otherArgs = _pickled(otherArgs, 'otherArgs')
-        self.unchanged = self.reader = None
+        from osgeo import osr           # of vectors in allInfo; GDAL does not know how to pickle it
+        copyreg.pickle(osr.SpatialReference, lambda system: (
+            osr.SpatialReference, (system.ExportToWkt(['FORMAT=WKT2']),), system.GetAxisMappingStrategy(),
+            None, None, osr.SpatialReference.SetAxisMappingStrategy))
 
     def __call__(self, block, inputs):
         from osgeo import gdal
         gdal.UseExceptions()        # as in applier.apply()
         with _known_rios():
-            rios = _Rios2()
-            blockDefn = rios.ApplierBlockDefn(*block)
-            timings = rios.Timers()
+            from rios.readerinfo import makeReaderInfo
+            from rios.structures import ApplierBlockDefn, BlockAssociations, Timers
+            blockDefn, outputs, timings = ApplierBlockDefn(*block), BlockAssociations(), Timers()
             if inputs is None:
-                self.reader = self.reader or _Reader(rios, self)
                 with timings.interval('reading'):
-                    inputs = self.reader.read(blockDefn)
-            info = rios.makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
-            outputs = rios.BlockAssociations()
-        otherArgs = pickle.loads(self.otherArgs)
-        if self.unchanged is None:
-            self.unchanged = dumps(otherArgs)       # as pickled here: not always the same bytes
+                    inputs = self.read(blockDefn)
+            info = makeReaderInfo(self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
         with timings.interval('userfunction'):
-            self.userFunction(info, inputs, outputs, *([] if otherArgs is None else [otherArgs]))
-        changed = _pickled(otherArgs, 'otherArgs, as the user function leaves it,')
-        return outputs, timings, None if changed == self.unchanged else changed
-
-
-def _reduce_system(system):
-    """How a coordinate system is pickled, which GDAL does not know."""
-    return _restore_system, (system.ExportToWkt(['FORMAT=WKT2']), system.GetAxisMappingStrategy())
-
-
-def _restore_system(wkt, strategy):
-    from osgeo import osr
-    system = osr.SpatialReference(wkt)
-    system.SetAxisMappingStrategy(strategy)
-    return system
-
-
-class _Reader:
-    """Reads blocks in a worker, the files of one block in parallel if numReadWorkers asks for it."""
-    def __init__(self, rios, function):
-        self.rios, self.function = rios, function
-        self.tmpfileMgr = rios.TempfileManager(None)
-        weakref.finalize(self, self.tmpfileMgr.cleanup)     # at the end of the worker too
-        self.rasterizeMgr = rios.RasterizationMgr()
-        self.threads = concurrent.futures.ThreadPoolExecutor(max(1, function.controls.concurrency.numReadWorkers))
-        self.opened = threading.local()         # GDAL objects must not be shared by threads
+            changed = self.call(info, inputs, outputs)
+        return (outputs, timings), changed
 
     def read(self, blockDefn):
-        inputs = self.rios.BlockAssociations(self.function.infiles)
-        files = list(self.function.infiles)
-        arrays = self.threads.map(functools.partial(self._read_one, blockDefn), files)
-        for (symbolicName, number, _), array in zip(files, arrays):
-            inputs[symbolicName, number] = array
+        from rios.structures import BlockAssociations, RasterizationMgr, TempfileManager
+        if self.threads is None:
+            self.threads = concurrent.futures.ThreadPoolExecutor(self.controls.concurrency.numReadWorkers)
+            self.opened = threading.local()         # GDAL objects must not be shared by threads
+            self.rasterizeMgr, self.tmpfileMgr = RasterizationMgr(), TempfileManager(None)
+        inputs, files = BlockAssociations(self.infiles), list(self.infiles)
+        for file, array in zip(files, self.threads.map(functools.partial(self.read_one, blockDefn), files)):
+            inputs[file[:2]] = array
         return inputs
 
-    def _read_one(self, blockDefn, file):
-        cache = self.opened.__dict__.setdefault('cache', {})
-        function = self.function
-        return self.rios.readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr,
-                                          self.rasterizeMgr, function.workinggrid, function.allInfo)
+    def read_one(self, blockDefn, file):
+        from rios.imagereader import readBlockOneFile
+        try:
+            cache = vars(self.opened).setdefault('cache', {})
+            return readBlockOneFile(blockDefn, *file, cache, self.controls, self.tmpfileMgr,
+                                    self.rasterizeMgr, self.grid, self.allInfo)
+        except RuntimeError as error:
+            if _is_remote(file):
+                raise
+            raise AWSBatchException(
+                'A worker cannot read "{}" ({}): it has none of the files of your computer. Put it on S3, or '
+                'leave computeWorkersRead out, and the main script reads.'.format(file[2], error)) from error
 
 
-class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
+class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerManager')):
     """
-    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'.
-
-    Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that
-    the user function changed is in otherArgsList of what applier.apply() returns, in the order of the blocks.
-
-    computeWorkersRead=True has the workers read their blocks from the input files, which they must be
-    able to reach; False has the main script read them. By default the workers read when all input files
-    are on S3 or the web (/vsis3/, /vsicurl/ ...), and the main script otherwise.
+    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs is as
+    with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.executor = self.rios = self.timings = self.reader = self.inBlockBuffer = None
-        self.outObjList = []
-        self.changed = {}       # block to its copy of otherArgs
-        self.threads = []
-        self.answers = queue.SimpleQueue()
-        self.stopped = threading.Event()
+        self.run = self.buffer = self.readers = None
+        self.outObjList, self.answers = [], queue.SimpleQueue()     # (blockDefn, future) when done
 
     def startWorkers(self, numWorkers=None, **given):
         """
-        Start the workers and the feeding of blocks; return when the first worker is up.
-
-        Args:
-            numWorkers (int): how many Batch jobs.
-            given: userFunction, infiles, otherArgs, controls, blockList, inBlockBuffer, outBlockBuffer,
-                workinggrid, allInfo, tmpfileMgr and exceptionQue, as RIOS 2 gives them.
-
-        Raises:
-            AWSBatchException: as for :class:`AWSBatchExecutor`; or no worker was up within
-                computeBarrierTimeout; or this RIOS is not one that we know.
+        Start the workers, or use those of ``with AWSBatchExecutor(n):``; return when the first is up. Raises
+        ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no worker
+        was up within computeBarrierTimeout, or when RIOS has changed too much.
         """
+        style = given['controls'].concurrency
         try:
-            self._start(numWorkers, **given)
+            self.run = _Apply(numWorkers, **self._options(style))
+            with _known_rios():
+                self._start(style, given)
+            if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
+                raise AWSBatchException('No worker was up within {} seconds (computeBarrierTimeout). {}'
+                                        .format(style.computeBarrierTimeout, RUNNABLE_CAUSES))
         except BaseException:
             self.shutdown()         # RIOS does it for an Exception, but not when the script is interrupted
             raise
 
-    def _start(self, numWorkers, **given):
-        with _known_rios():
-            (userFunction, infiles, otherArgs, controls, blockList, workinggrid, allInfo) = (given[name] for name in (
-                'userFunction', 'infiles', 'otherArgs', 'controls', 'blockList', 'workinggrid', 'allInfo'))
-            self.inBlockBuffer, self.outBlockBuffer, self.exceptionQue = (given[name] for name in (
-                'inBlockBuffer', 'outBlockBuffer', 'exceptionQue'))
-            self.rios = _Rios2()
-            self.timings = self.rios.Timers()
-            self.blockList, self.concurrency = blockList, controls.concurrency
-            self._lift_timeouts()
-            function = _BlockFunction(userFunction, infiles, otherArgs, controls, workinggrid, allInfo)
-        self.executor = AWSBatchExecutor(numWorkers)
-        if self.concurrency.computeWorkersRead == 'auto' and not all(
-                any(mark in filename for mark in _REMOTE) for _, _, filename in infiles):
-            with _known_rios():
-                self._read_here(infiles, allInfo, controls, given['tmpfileMgr'], workinggrid)
-        self.room = threading.Semaphore(4 * numWorkers)     # blocks that are on their way
-        for loop in (functools.partial(self._feed, function), self._deliver):
-            self.threads.append(threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True))
-            self.threads[-1].start()
-        if not self.executor.wait_for_workers(1, self.concurrency.computeBarrierTimeout):
-            raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
-                self.concurrency.computeBarrierTimeout, RUNNABLE_CAUSES))
+    def _start(self, style, given):
+        from rios.structures import Timers
+        self.timings, self.exceptionQue, self.buffer = Timers(), given['exceptionQue'], given['inBlockBuffer']
+        self.run.begin(_Rios2Function(self.run.executor, given), given['otherArgs'])
+        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, given['infiles'])):
+            self._read_here(given)
+        if self.buffer is not None:     # RIOS would give up when nothing is taken from it for some seconds
+            self.buffer.insertTimeout, self.buffer.popTimeout = None, 0
+        given['outBlockBuffer'].popNextBlock                        # RIOS takes the next block to write ...
+        given['outBlockBuffer'].popNextBlock = self._next_block     # ... from us
+        self.left, self.most = collections.deque(given['blockList']), 4 * self.run.executor.stats()['workers']
+        self._send()
 
-    def _read_here(self, infiles, allInfo, controls, tmpfileMgr, workinggrid):
-        """Have RIOS read the blocks in the main script, as it does for computeWorkersRead=False."""
-        controls = copy.copy(controls)
-        controls.concurrency = copy.copy(controls.concurrency)
-        controls.concurrency.numReadWorkers = readers = max(1, controls.concurrency.numReadWorkers)
-        self.inBlockBuffer = self.rios.BlockBuffer(infiles, readers, None, None, 'read')
-        self._lift_timeouts()
-        reader = self.rios.ReadWorkerMgr()
-        reader.startReadWorkers(self.blockList, infiles, allInfo, controls, tmpfileMgr, self.rios.RasterizationMgr(),
-                                workinggrid, self.inBlockBuffer, self.timings, self.exceptionQue)
-        self.reader = reader
+    @staticmethod
+    def _options(style):
+        """Look at the parameters of a ConcurrencyStyle; options of AWSBatchExecutor (dict)."""
+        options, usual = style.computeWorkerExtraParams or {}, type(style)()
+        known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
+        for name in set(options).difference(known):
+            raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
+                ', '.join(known), name))
+        for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout',
+                     'computeBufferInsertTimeout', 'computeBufferPopTimeout'):
+            if getattr(style, name) != getattr(usual, name):
+                log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
+        return options
 
-    def _lift_timeouts(self):
-        """
-        RIOS's buffers give up on workers that are silent for some seconds, so as never to wait for ever for
-        one that has died. The executor sees to that, and instances of AWS take minutes to start.
-        """
-        if self.concurrency.computeBufferPopTimeout == self.rios.ConcurrencyStyle().computeBufferPopTimeout:
-            self.outBlockBuffer.popTimeout = None       # else the user's own
-        self.outBlockBuffer.insertTimeout = 1           # _insert() tries again
-        if self.inBlockBuffer is not None:
-            self.inBlockBuffer.insertTimeout = None
-            self.inBlockBuffer.popTimeout = 1           # _next_block() looks for errors this often
+    def _read_here(self, given):
+        """Have RIOS read in the main script, as it does for computeWorkersRead=False."""
+        from rios.imagereader import ReadWorkerMgr
+        from rios.structures import BlockBuffer, RasterizationMgr
+        controls, self.readers = self.run.function.controls, ReadWorkerMgr()
+        self.buffer = BlockBuffer(given['infiles'], controls.concurrency.numReadWorkers, None, 0, 'read')
+        self.readers.startReadWorkers(
+            given['blockList'], given['infiles'], given['allInfo'], controls, given['tmpfileMgr'],
+            RasterizationMgr(), given['workinggrid'], self.buffer, self.timings, self.exceptionQue)
 
-    def _guarded(self, loop):
-        """Thread: run a loop; should it fail, RIOS learns of it."""
-        try:
-            loop()
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error):
-        """Have RIOS raise an error: it looks for one after each block, so it is given an empty one."""
-        if not self.stopped.is_set():
-            self.stopped.set()
-            self.exceptionQue.put(self.rios.WorkerErrorRecord(error, 'compute'))
-            self._insert(self.blockList[0], self.rios.BlockAssociations())
-
-    def _feed(self, function):
-        """Send a call for each block, no more than there is room for."""
-        for blockDefn in self.blockList:
-            inputs = None
-            self.room.acquire()
-            if self.inBlockBuffer is not None:
-                blockDefn, inputs = self._next_block()
-            if self.stopped.is_set():
-                return
+    def _send(self):
+        """Send blocks while there is room; whether the readers are ahead of the workers."""
+        from rios.rioserrors import TimeoutError
+        while self.left and len(self.run.blocks) < self.most:
+            blockDefn, inputs = self.left[0], None
+            if self.buffer is not None:
+                try:
+                    blockDefn, inputs = self.buffer.popNextBlock()      # does not wait
+                except TimeoutError:
+                    return False
+            self.left.popleft()
             block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
-            future = self.executor.submit(function, block, inputs)
-            future.add_done_callback(lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+            self.run.submit(block, block, inputs).add_done_callback(
+                lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+        return True
 
     def _next_block(self):
-        """Wait for a block from the readers (blockDefn, inputs)."""
-        while not self.stopped.is_set():
-            with contextlib.suppress(self.rios.TimeoutError), self.timings.interval('pop_readbuffer'):
-                return self.inBlockBuffer.popNextBlock()
-            if self.exceptionQue.qsize():
-                raise AWSBatchException('A block could not be read; the preceding error says why.')
-        return None, None
-
-    def _deliver(self):
-        """Give results to RIOS as they come, until all are there or one is an exception."""
-        for _ in self.blockList:
-            blockDefn, future = self.answers.get()
-            if self.stopped.is_set():
-                return
-            if future.exception() is not None:
-                self._fail(future.exception())
-                return
-            outputs, timings, changed = future.result()
-            self.timings.merge(timings)
-            if changed is not None:
-                self.changed[blockDefn.top, blockDefn.left] = pickle.loads(changed)
-            with self.timings.interval('insert_computebuffer'):
-                self._insert(blockDefn, outputs)
-            future = outputs = None
-            self.room.release()
-
-    def _insert(self, blockDefn, outputs):
+        """What RIOS writes next (blockDefn, outputs). On an error it raises the first in exceptionQue."""
+        from rios.structures import WorkerErrorRecord
         while True:
             try:
-                return self.outBlockBuffer.insertCompleteBlock(blockDefn, outputs)
-            except self.rios.TimeoutError:      # the main script is still writing
-                if self.stopped.is_set():
-                    return
+                blockDefn, future = self.answers.get(timeout=1 if self._send() else 0.02)
+                outputs, timings = self.run.result(future)
+                break
+            except queue.Empty:
+                if self.exceptionQue.qsize():       # of RIOS's readers
+                    raise AWSBatchException('A block could not be read.') from None
+            except Exception as error:
+                self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
+                raise
+        self.timings.merge(timings)
+        return blockDefn, outputs
 
     def shutdown(self):
         """End the run. RIOS calls this after the last block, and after any error."""
-        self.stopped.set()
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
-        for buffer in (self.inBlockBuffer, self.outBlockBuffer if self.threads else None):
-            if buffer is not None and self.rios is not None:
-                self._drain(buffer)
-        if self.threads:
-            self.room.release()
-            self.answers.put((None, None))
-        for thread in self.threads:
-            thread.join()
-        if self.reader is not None:
-            self.reader.shutdown()
-        if self.timings is not None:
-            self.outObjList = [self.changed[block] for block in sorted(self.changed)] + [self.timings]
-            self.timings = None         # RIOS calls this again where startWorkers() has failed
-
-    def _drain(self, buffer):
-        """Take what is left in one of RIOS's buffers, so that no thread waits for room in it any more."""
-        buffer.insertTimeout, buffer.popTimeout = 1, 0
-        with contextlib.suppress(self.rios.TimeoutError):
-            while True:
-                buffer.popNextBlock()
+        if self.buffer is not None:         # readers would wait for room in it for ever
+            self.buffer.insertTimeout, self.buffer.popTimeout = 1, 0
+            with contextlib.suppress(Exception):
+                while True:
+                    self.buffer.popNextBlock()
+        if self.readers is not None:
+            self.readers.shutdown()
+        if self.run is not None:
+            self.run.end()
+            self.outObjList = self.run.give_copies() + [self.timings]

@@ -22,8 +22,8 @@ import pytest
 
 import rios_awsbatch
 from tests.conftest import (
-    PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, left_of,
-    main_script, output_of, Stack)
+    PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, job_definition,
+    left_of, main_script, output_of)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -237,7 +237,7 @@ def test_out_of_memory_says_so():
 
 def test_workers_that_end_at_once_fail_every_future():
     """Replacements that answer nothing end the run, with what Batch and their log say."""
-    with job_definition(command=['-c', 'print("about to go"); exit(3)']) as name:
+    with job_definition(image='example.com/x:y', command=['sh', '-c', 'echo about to go; exit 3']) as name:
         with rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
             futures = [executor.submit(square, x) for x in range(4)]
             for future in futures:
@@ -246,21 +246,8 @@ def test_workers_that_end_at_once_fail_every_future():
             with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor):
                 executor.submit(square, 3)
     message = str(raised.value)
-    assert 'ended with exit code' in message and 'get-log-events' in message
+    assert 'ended with exit code 3' in message and 'about to go' in message and 'get-log-events' in message
     assert_nothing_left(executor.run)
-
-
-@contextlib.contextmanager
-def job_definition(**changed):
-    """Another job definition than the stack's, for a run that goes wrong."""
-    outputs, batch = rios_awsbatch.getStackOutputs(), client('batch')
-    found = batch.describe_job_definitions(jobDefinitionName=outputs['BatchProcessingJobDefinitionName'], status='ACTIVE')
-    container = dict(found['jobDefinitions'][0]['containerProperties'], **changed)
-    name = 'broken-{}'.format(random.getrandbits(32))
-    batch.register_job_definition(jobDefinitionName=name, type='container', containerProperties=container,
-                                  retryStrategy=found['jobDefinitions'][0]['retryStrategy'])
-    yield name
-    batch.deregister_job_definition(jobDefinition=name + ':1')
 
 
 @pytest.mark.parametrize('changed, said', [
@@ -278,25 +265,6 @@ def test_missing_job_definition_starts_nothing():
     with pytest.raises(rios_awsbatch.AWSBatchException, match='nosuch'):
         rios_awsbatch.AWSBatchExecutor(2, job_definition='nosuch')
     assert not [url for url in client('sqs').list_queues().get('QueueUrls', []) if url not in queues and 'nosuch' in url]
-
-
-def test_jobs_that_sit_in_runnable_get_a_warning(monkeypatch, caplog):
-    """A job that asks for more than the compute environment has waits for ever; Ctrl-C still ends the run."""
-    monkeypatch.setattr(rios_awsbatch, 'TELL_SECONDS', 2)
-    requirements = [{'type': 'VCPU', 'value': '512'}, {'type': 'MEMORY', 'value': '1024'}]
-    with job_definition(resourceRequirements=requirements) as name:
-        # A queue of its own: the job is in the way of all that come after it.
-        queue = Stack().create().outputs()['BatchProcessingJobQueueName']
-        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobQueueName=queue)
-        monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
-        with pytest.raises(KeyboardInterrupt):
-            with rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
-                future = executor.submit(square, 3)
-                wait_until(lambda: 'No worker has come up' in caplog.text)
-                signal.raise_signal(signal.SIGINT)
-                future.result()
-    assert 'vCPU quota' in caplog.text
-    assert_nothing_left(executor.run)
 
 
 def test_idle_workers_stop_and_start_again_when_needed():

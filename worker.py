@@ -488,30 +488,21 @@ class Worker:
 
     def _send_loop(self):
         """Send results, as many in one request as there are; only then delete their calls."""
-        answered, since, item = [], time.monotonic(), None
-        more = True
-        while more:
-            messages, receipts, size = [], [], 0
+        answered, since, item = [], time.monotonic(), ()
+        while item is not None:
+            messages = []
             with contextlib.suppress(queue.Empty):
-                item = item or self.outbox.get(timeout=FLUSH_SECONDS if answered else None)
-                while True:
-                    more = item is not None
-                    if not more:
-                        break
-                    message = self._answer(*item)
-                    if messages and size + rios_awsbatch.size_of(message) > rios_awsbatch.MESSAGE_BYTES:
-                        break           # it is sealed again for the next request
-                    messages.append(message)
-                    size += rios_awsbatch.size_of(message)
-                    receipts.append(item[0].receipt)
-                    item = None
+                item = ()
+                item = self.outbox.get(timeout=FLUSH_SECONDS if answered else None)
+                while item is not None:
+                    messages.append(self._answer(*item))
+                    answered.append(item[0].receipt)
+                    item = ()
                     if len(messages) == rios_awsbatch.BATCH_ENTRIES:
                         break
                     item = self.outbox.get_nowait()
-            if messages:
-                self.channel.send(self.channel.out_queue, messages)
-            answered += receipts
-            if len(answered) >= rios_awsbatch.BATCH_ENTRIES or time.monotonic() - since > FLUSH_SECONDS or not more:
+            self.channel.send(self.channel.out_queue, messages)
+            if len(answered) >= rios_awsbatch.BATCH_ENTRIES or time.monotonic() - since > FLUSH_SECONDS or item is None:
                 self._forget(answered)
                 answered, since = [], time.monotonic()
 

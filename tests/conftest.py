@@ -371,6 +371,20 @@ class Local:
 
 
 @contextlib.contextmanager
+def job_definition(retry=None, **changed):
+    """Another job definition than the stack's, for a run that goes wrong."""
+    outputs, batch = rios_awsbatch.getStackOutputs(), client('batch')
+    found = batch.describe_job_definitions(
+        jobDefinitionName=outputs['BatchProcessingJobDefinitionName'], status='ACTIVE')['jobDefinitions'][0]
+    name = 'broken-{}'.format(random.getrandbits(32))
+    batch.register_job_definition(
+        jobDefinitionName=name, type='container', retryStrategy=retry or found['retryStrategy'],
+        containerProperties=dict(found['containerProperties'], **changed))
+    yield name
+    batch.deregister_job_definition(jobDefinition=name + ':1')
+
+
+@contextlib.contextmanager
 def another_aws(folder):
     """A local AWS of its own, without a stack; the environment for its owner."""
     local = Local(folder, RIOS_AWSBATCH_LOCAL_STACK='no')
