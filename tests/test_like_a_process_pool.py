@@ -591,7 +591,7 @@ def fail_for(bad, x):
 ERRORS = {
     'usual': [ValueError('bad'), KeyError('band 7'), ZeroDivisionError(), AssertionError('a', 1),
               NotImplementedError(), OverflowError('é\n\ud800'), RecursionError('deep')],
-    'with_arguments': [OSError(28, 'No space left', 'a.tif'), UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'bad'),
+    'with_arguments': [OSError(28, 'Disk full', 'a.tif'), UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'bad'),
                        subprocess.CalledProcessError(3, ['a'], 'out'), Coded('cloudy', 4, tile=(1, 2))],
     'of_futures': [concurrent.futures.CancelledError('c'), concurrent.futures.TimeoutError('t'),
                    concurrent.futures.BrokenExecutor('b'), concurrent.futures.InvalidStateError('i')],
