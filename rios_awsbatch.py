@@ -27,17 +27,17 @@ and one container image, which ``scripts/build.sh`` builds. ``worker.py`` is wha
 A run has two SQS queues of its own, a folder ``runs/<run id>/`` in the stack's bucket, and its Batch jobs;
 nothing is shared with any other run. Its life, of which :class:`_Run` is the code::
 
-    open ──── shutdown(), end of the with statement, of the script, of all references ───▶ closing
-      │                                                                                      │
-      └─ no worker can finish the calls ─▶ broken: every future fails ── shutdown() ─▶       │ no call is left,
-                                                                                             │ or there is a hurry
-    ended ◀── workers stopped, queues and objects deleted (_Run._clean_up) ◀─────────────────┘
+    open ── shutdown(), end of the with statement, of the script, of all references ─▶ closing
+     │                                                                                   │
+     └─ no worker is left ─▶ broken: every future fails ── shutdown() ─▶ ────────────────┤
+                                                               no call is left, or there │
+    ended ◀─── workers stopped, queues and objects deleted ◀────────────── is a hurry ───┘
 
 and that of a call, whose future the script holds::
 
-    submit ─▶ outbox ─▶ in queue ─▶ a worker ─▶ out queue ─▶ future settled (the first answer wins)
-                │          │           │
-                └──────────┴───────────┴── future.cancel(): taken back wherever it is (_Run._take_back)
+    submit ─▶ outbox ─▶ in queue ─▶ worker ─▶ out queue ─▶ future settled by the first answer
+                │          │          │
+                └──────────┴──────────┴── future.cancel(): taken back, or its answer dropped
 
 Threads of the run move it along. They share no lock and wait for no other thread: what they tell each
 other goes through queues, and what several of them change is changed by operations that Python does in one
@@ -102,7 +102,7 @@ ROUNDS_AHEAD = 2            # rounds of RIOS 1.4 that are computed before RIOS w
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
-# a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves: "Cost" in the README.
+# a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
 PACK_BYTES = 32768          # what is smaller is not compressed
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
@@ -125,10 +125,10 @@ STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
 
 # Why a worker that should be there is not: what users find most often.
 RUNNABLE_CAUSES = (
-    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other jobs, '
-    'no instance type of the stack is free (above all with Spot), or a job asks for more memory or vCPUs than any '
-    'of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, --instancetype, --mem '
-    'and --vcpus.')
+    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
+    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
+    'vCPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, '
+    '--instancetype, --mem and --vcpus.')
 
 
 class AWSBatchException(Exception):
@@ -202,20 +202,20 @@ def explain(error, doing):
     elif code in _WRONG_KEY:
         text = 'AWS does not accept your credentials ({}). ' + _CREDENTIAL_HELP
     elif code in _DENIED:
-        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy of the '
-                'stack\'s output BatchMainPolicyArn to your user or role.')
+        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy '
+                'of the stack\'s output BatchMainPolicyArn to your user or role.')
     elif code == 'NoSuchBucket':
         text = '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'
     elif code in _THROTTLED:
-        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, another '
-                'program in the same account makes too many requests.')
+        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, '
+                'another program in the same account makes too many requests.')
     elif isinstance(error, exceptions.InvalidRegionError) or (
             isinstance(error, exceptions.EndpointConnectionError) and not _is_region(REGION)):
         text = ('There is no AWS region "' + REGION + '" ({}). Set RIOS_AWSBATCH_REGION, for instance to '
                 'ap-southeast-2.')
     elif isinstance(error, _CONNECTION_ERRORS):
-        text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that RIOS_AWSBATCH_REGION '
-                '("' + REGION + '") is the region you mean.')
+        text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that '
+                'RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.')
     else:
         text = '{}'
     return AWSBatchException('Error when {} (stack {}, region {}): {}'.format(
@@ -297,8 +297,9 @@ def getStackOutputs():
         raise AWSBatchException('The {} is still being created. Wait until "scripts/status.sh" says '
                                 'CREATE_COMPLETE, and try again.'.format(where))
     if status.startswith(('ROLLBACK', 'DELETE')) or status == 'CREATE_FAILED':
-        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with "scripts/delete.sh --wait" '
-                                'and create it again with "scripts/create.sh --wait".'.format(where, status))
+        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with "scripts/delete.sh '
+                                '--wait" and create it again with "scripts/create.sh --wait".'.format(
+                                    where, status))
     outputs = {out['OutputKey']: out['OutputValue'] for out in stack.get('Outputs', [])}
     missing = [name for name in ('BatchBucket', 'BatchProcessingJobQueueName', 'BatchMaxJobs',
                                  'BatchProcessingJobDefinitionName') if name not in outputs]
@@ -311,12 +312,13 @@ def getStackOutputs():
 
 
 def _require_image(stack):
-    """Raise AWSBatchException where nobody has built the image: it would cost an instance to find that out."""
+    """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
     repository = stack.get('BatchECR', '').rpartition('/')[2]
     if not repository:
         return
     try:
-        make_client('ecr', REGION).describe_images(repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
+        make_client('ecr', REGION).describe_images(
+            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
     except AWS_ERRORS as error:
         if error_code(error) in ('ImageNotFoundException', 'RepositoryNotFoundException'):
             raise AWSBatchException('There is no image for the workers in the repository {} of stack {} yet. '
@@ -346,8 +348,8 @@ def pack(data):
     """
     Compress a pickle of pixels; the same bytes if that does not make them smaller.
 
-    The four bytes of neighbouring pixels are sorted by their place first, and only runs and frequent bytes are
-    looked for: twice as fast as zlib's level 1 on what satellites see, and as small.
+    The bytes are sorted by their place in four first, and only runs and frequent bytes are looked for: twice
+    as fast as zlib's level 1 on what satellites see, and as small.
     """
     if len(data) < PACK_BYTES or len(data) > 4 * INLINE_BYTES:
         return data
@@ -371,12 +373,12 @@ class Channel:
     """
     The two queues and the folder of one run, as the main script and the workers see them.
 
-    The body of a message is a signature and a header in JSON, a line each; its payload is the binary attribute
-    `p`, which is counted and charged as it is, while the body would want it in base64. The signature
-    (HMAC-SHA256 with the secret key of the run) covers the header; the header names the run, the direction and
-    the SHA-256 of the payload. So a payload that was forged, cut short, or taken from another run is refused
-    before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the run's folder, which
-    the header names.
+    The body of a message is a signature and a header in JSON, a line each; its payload is the binary
+    attribute `p`, which is counted and charged as it is, while the body would want it in base64. The
+    signature (HMAC-SHA256 with the secret key of the run) covers the header; the header names the run, the
+    direction and the SHA-256 of the payload. So a payload that was forged, cut short, or taken from another
+    run is refused before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the
+    run's folder, which the header names.
 
     Args:
         run (str): the run id.
@@ -562,9 +564,9 @@ def mismatch(main, worker):
             continue
         if name == 'numpy' and min(parts(main, name, 2), parts(worker, name, 2)) >= [1, 26]:
             continue
-        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot travel between '
-                'the two. Build the image again with "scripts/build.sh" (BASE_IMAGE and PIP_PACKAGES choose '
-                'versions), or run the main script as a job with "scripts/build.sh --main" and '
+        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot travel '
+                'between the two. Build the image again with "scripts/build.sh" (BASE_IMAGE and PIP_PACKAGES '
+                'choose versions), or run the main script as a job with "scripts/build.sh --main" and '
                 '"scripts/submit.sh".'.format(name, main[name], worker[name]))
     return None
 
@@ -590,8 +592,8 @@ def shared(token):
 
 class _Call:
     """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'size', 'digest', 'function', 'payload', 'prepared', 'message', 'object',
-                 'queued', 'sent', '_unclaimed')
+    __slots__ = ('id', 'future', 'label', 'size', 'digest', 'function', 'payload', 'prepared', 'message',
+                 'object', 'queued', 'sent', '_unclaimed')
 
     def __init__(self, number, label, digest, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
@@ -604,7 +606,7 @@ class _Call:
         self._unclaimed = threading.Lock()
 
     def claim(self):
-        """Whether the caller is to settle the future: only the first one is, and nobody if it was cancelled."""
+        """Whether the caller is to settle the future: only the first is, and nobody if it was cancelled."""
         return self._unclaimed.acquire(blocking=False) and self.future.set_running_or_notify_cancel()
 
 
@@ -642,14 +644,15 @@ class _Run:
         self.report = _open_report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
         self.start_timeout = _start_timeout()
         if len(STACK_NAME) > STACK_NAME_CHARS:
-            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for the names '
-                                    'of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
+            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for '
+                                    'the names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
         self.stack = getStackOutputs()
         most = int(self.stack['BatchMaxJobs'])
         self.workers = workers = workers or most
         if workers > most:
-            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will wait. '
-                        '"scripts/modify.sh --maxjobs %d" raises that.', workers, STACK_NAME, most, workers)
+            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will '
+                        'wait. "scripts/modify.sh --maxjobs %d" raises that.',
+                        workers, STACK_NAME, most, workers)
         _require_image(self.stack)
         self.calls = {}                     # the outstanding calls by id
         self.settling = {}                  # those of them whose futures are being settled
@@ -664,7 +667,7 @@ class _Run:
         self.jobs = {}                      # Batch jobs that have not ended, by their ids
         self.up = {}                        # workers that are up: number (str) to versions
         self.quiet = set()                  # those that have said why they end
-        self.ends = collections.deque(maxlen=5)     # what Batch said of those that were lost: (sentence, child)
+        self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
         self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
         self.started = self.lost = self.futile = self.awaited = 0
         self.seen_up = self.doomed = self.closing = self.hurry = False
@@ -685,7 +688,8 @@ class _Run:
         _runs.add(self)
 
     def _start(self, initializer):
-        self.channel = Channel(self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
+        self.channel = Channel(
+            self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
         self.batch = make_client('batch', REGION, self.channel.requests, self.channel.session)
         self._put_lease()
         for name in ('in', 'out'):
@@ -723,8 +727,8 @@ class _Run:
         if submitted['ResponseMetadata'].get('RetryAttempts'):
             # AWS may have carried out a request whose answer was lost: one job is enough.
             found = self.batch.list_jobs(jobQueue=self.stack['BatchProcessingJobQueueName'],
-                                         filters=[{'name': 'JOB_NAME', 'values': [self.name]}])['jobSummaryList']
-            for job in found:
+                                         filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
+            for job in found['jobSummaryList']:
                 if job['status'] not in _ENDED and job['jobId'] not in self.jobs:
                     self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
 
@@ -761,7 +765,8 @@ class _Run:
 
     def persist(self, doing, request):
         """
-        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is over.
+        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
+        over.
 
         Raises:
             AWSBatchException: AWS refuses it for a reason that does not pass.
@@ -789,16 +794,16 @@ class _Run:
         kind, now = is_expired(error), time.monotonic()
         if self.told is None or self.told[0] != kind or now > self.told[1] + TELL_SECONDS:
             self.told = kind, now
-            log.warning('%s %s', explain(error, doing), 'The run goes on when you have: no block is lost.' if kind else
-                        'Trying again.')
+            log.warning('%s %s', explain(error, doing),
+                        'The run goes on when you have: no block is lost.' if kind else 'Trying again.')
 
     # Calls out ---------------------------------------------------------------------------------
 
     def submit(self, function, fn, args, kwargs):
-        """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked before."""
+        """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
         if self.pid != os.getpid():
-            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes one of '
-                               'its own.'.format(self.pid))
+            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes '
+                               'one of its own.'.format(self.pid))
         self._check_open()
         try:
             digest, data = function or self.pickled(fn)
@@ -807,7 +812,8 @@ class _Run:
             future = concurrent.futures.Future()
             future.set_exception(error)
             return future
-        while self.backlog and self.backlog + len(payload) > OUTBOX_BYTES and not (self.broken or self.closing):
+        while self.backlog and self.backlog + len(payload) > OUTBOX_BYTES:
+            self._check_open()
             time.sleep(0.01)
         self._check_open()
         new = digest not in self.stored
@@ -847,7 +853,7 @@ class _Run:
             del call                # nothing here may keep a future, and so its result
 
     def _seal(self, call):
-        """Make the message for a call, and upload what it needs; none where it was cancelled or cannot travel."""
+        """Make the message for a call, and upload what it needs; none where it was cancelled."""
         try:
             if call.function is not None:
                 self.persist('sending a function to the workers', lambda: self.channel.s3.put_object(
@@ -856,8 +862,9 @@ class _Run:
                 gdal = sys.modules.get('osgeo.gdal')
                 header = {'kind': 'call', 'id': call.id, 'fn': call.digest, 'label': call.label,
                           'gdal': bool(gdal and gdal.GetUseExceptions())}
-                call.message, header = self.persist('sending a call to the workers', lambda: self.channel.seal(
-                    'worker', header, call.payload)) or (None, {})
+                call.message, header = self.persist(
+                    'sending a call to the workers',
+                    lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
                 call.object = header.get('object')
         except Exception as error:
             self.stored.discard(call.digest)
@@ -865,7 +872,7 @@ class _Run:
         call.function = call.payload = None
 
     def _send(self):
-        """Thread: send the calls in their order, and with each those that came while a request was under way."""
+        """Thread: send the calls in their order, together with those that came meanwhile."""
         call = self.outbox.get()
         while call is not None:
             batch = []
@@ -911,8 +918,7 @@ class _Run:
 
     def _take_back(self):
         """
-        Take cancelled calls out of the queue, so that no worker begins them; those that are wanted are put back.
-
+        Take cancelled calls out of the queue, so that no worker begins them; those that are wanted go back.
         A few among very many are left to the workers, whose answers are then dropped.
         """
         while self.revoked and 2 * len(self.revoked) > len(self.calls) and not self.over():
@@ -994,16 +1000,17 @@ class _Run:
     def _answer(self, header, message, tally):
         """Settle the future that a result, an error or a given-up call belongs to."""
         arrived, call = time.time(), self.calls.get(header['id'])
-        times = {name: header.get(name) for name in ('received', 'downloaded', 'started', 'computed', 'uploaded')}
-        times.update(id=header['id'], worker=header.get('worker'), tries=header.get('tries'), arrived=arrived)
+        times = {name: header.get(name) for name in (
+            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded')}
+        times['arrived'] = arrived
         if call is None:            # answered before by another worker, or cancelled
             self.note('unwanted', **times)
             return
         error = result = None
         try:
             if header['kind'] == 'lost':
-                error = AWSBatchException('The call {} was tried {} times, and each time {}, so it is given up.'.format(
-                    call.label, header['tries'], header['text']))
+                error = AWSBatchException('The call {} was tried {} times, and each time {}, so it is given '
+                                          'up.'.format(call.label, header['tries'], header['text']))
             else:
                 data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
                 if data is None:
@@ -1014,18 +1021,20 @@ class _Run:
                     error.__cause__ = _RemoteTraceback(remote)
         except Refused as refused:
             log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
-            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(call.label, refused))
+            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(
+                call.label, refused))
         except Exception as problem:
             error = AWSBatchException(
-                'The result of {} cannot be unpickled here: {}. What a function returns must be importable by the main '
-                'script too.'.format(call.label, _told(problem)))
+                'The result of {} cannot be unpickled here: {}. What a function returns must be importable '
+                'by the main script too.'.format(call.label, _told(problem)))
             error.__cause__ = problem
         for line in header.get('output', ()):
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
         if self._settle(call, result, error, tally, header.get('worker')):
             self.futile = 0
-            self.note('block', label=call.label, bytes_in=call.size, bytes_out=header.get('bytes'), queued=call.queued,
-                      error=error and _told(error)[:300], sent=call.sent, collected=time.time(), **times)
+            self.note('block', label=call.label, bytes_in=call.size, bytes_out=header.get('bytes'),
+                      error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
+                      collected=time.time(), **times)
         self.spent.extend(filter(None, (call.object, header.get('object'))))
         if len(self.spent) >= DELETE_OBJECTS // 10:
             with contextlib.suppress(IndexError):
@@ -1121,7 +1130,8 @@ class _Run:
         """See which workers are gone, and start others in their place while there are calls for them."""
         asked = list(self.jobs)
         if not self.up:                     # why the first one waits, its child knows
-            asked += [job.child(min(set(range(job.size)) - job.ended)) for job in self.jobs.values() if job.size > 1]
+            asked += [job.child(min(set(range(job.size)) - job.ended)) for job in self.jobs.values()
+                      if job.size > 1]
         found = {}
         for some in batches(asked, DESCRIBE_JOBS):
             found.update((job['jobId'], job) for job in self.batch.describe_jobs(jobs=some)['jobs'])
@@ -1158,7 +1168,7 @@ class _Run:
             self._none_is_up([found[name] for name in asked if name in found])
 
     def _children(self, job, found):
-        """What Batch says of the workers of a job, by their place in it; nothing where nothing has changed."""
+        """What Batch says of the workers of a job, by their place in it; nothing unless it has changed."""
         if found is None:                   # Batch has forgotten the job
             return dict.fromkeys(range(job.size), {})
         if job.size == 1:
@@ -1169,7 +1179,8 @@ class _Run:
         job.summary, children = summary, dict.fromkeys(range(job.size), {'status': 'RUNNABLE'})
         for status in ('RUNNING', *_ENDED):
             for page in self.batch.get_paginator('list_jobs').paginate(arrayJobId=job.id, jobStatus=status):
-                children.update((child['arrayProperties']['index'], child) for child in page['jobSummaryList'])
+                for child in page['jobSummaryList']:
+                    children[child['arrayProperties']['index']] = child
         return children
 
     def _lost(self, workers, why):
@@ -1183,20 +1194,21 @@ class _Run:
         """Say every now and then why no worker is up; end the run if none ever will be."""
         waited = time.monotonic() - min(job.submitted for job in self.jobs.values())
         reasons = list(dict.fromkeys(job['statusReason'] for job in jobs if job.get('statusReason')))
-        said = '; '.join(reasons)
+        said = 'AWS Batch says: {}. '.format('; '.join(reasons)) if reasons else ''
         for job in jobs:
             reason = job.get('statusReason', '')
             if job['status'] == 'RUNNABLE' and reason.startswith('MISCONFIGURATION:'):
-                self.break_off('No worker can start: AWS Batch says {}. Ask for less with "scripts/modify.sh --mem" and '
-                               '--vcpus, or for other instances with --instancetype.'.format(reason))
+                self.break_off('No worker can start: AWS Batch says {}. Ask for less with "scripts/modify.sh '
+                               '--mem" and --vcpus, or for other instances with --instancetype.'.format(
+                                   reason))
                 return
         if self.start_timeout and waited > self.start_timeout:
-            self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). {}{}'.format(
-                self.start_timeout, 'AWS Batch says: {}. '.format(said) if said else '', RUNNABLE_CAUSES))
+            self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). '
+                           '{}{}'.format(self.start_timeout, said, RUNNABLE_CAUSES))
         elif waited > TELL_SECONDS * getattr(self, 'waits_told', 1):
             self.waits_told = int(waited // TELL_SECONDS) + 1
-            log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60, ', '.join(sorted(
-                {job['status'] for job in jobs})), 'AWS Batch says: {}. '.format(said) if said else '', RUNNABLE_CAUSES)
+            log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60,
+                        ', '.join(sorted({job['status'] for job in jobs})), said, RUNNABLE_CAUSES)
 
     def _how_workers_ended(self):
         """What Batch says of the workers that were lost, with the last lines of a log (str)."""
@@ -1213,18 +1225,20 @@ class _Run:
         return ' '.join(sentences)
 
     def _log_tail(self, group, stream):
-        more = 'All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name {}'.format(
-            REGION, group, stream)
+        more = ('All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name '
+                '{}'.format(REGION, group, stream))
         client, events, token = make_client('logs', REGION, session=self.channel.session), [], {}
         for _ in range(10):                 # a page may be empty though there are more
-            page = client.get_log_events(logGroupName=group, logStreamName=stream, limit=20, startFromHead=False, **token)
+            page = client.get_log_events(logGroupName=group, logStreamName=stream, limit=20,
+                                         startFromHead=False, **token)
             events = page['events'] + events
             if len(events) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
                 break
             token = {'nextToken': page['nextBackwardToken']}
         if not events:
             return more
-        return 'The end of its log:\n{}\n{}'.format('\n'.join('    ' + event['message'] for event in events[-20:]), more)
+        return 'The end of its log:\n{}\n{}'.format(
+            '\n'.join('    ' + event['message'] for event in events[-20:]), more)
 
     def _renew(self):
         """Thread: keep the lease, by which the workers know that this script lives."""
@@ -1262,8 +1276,8 @@ class _Run:
         """
         Leave nothing of the run on AWS: no job, no queue, no object.
 
-        A step that fails is told and does not keep the others from being done, nor hide an exception that is on its
-        way to the user.
+        A step that fails is told and does not keep the others from being done, nor hide an exception that is
+        on its way to the user.
         """
         channel = self.channel
         if channel is None:
@@ -1280,8 +1294,8 @@ class _Run:
             with self._told_only('deleting a queue'):
                 channel.sqs.delete_queue(QueueUrl=url)
         with self._told_only('deleting the objects of the run'):
-            pages = channel.s3.get_paginator('list_objects_v2').paginate(Bucket=channel.bucket, Prefix=channel.folder)
-            for page in pages:
+            for page in channel.s3.get_paginator('list_objects_v2').paginate(
+                    Bucket=channel.bucket, Prefix=channel.folder):
                 self._delete_objects([item['Key'] for item in page.get('Contents', [])])
 
     def _stop_workers(self):
@@ -1362,7 +1376,7 @@ def _name(fn):
 
 
 def _label(args):
-    """A short name for a call in messages: what its arguments are, without their data, nor any code of theirs."""
+    """A short name for a call in messages: what its arguments are, without their data or code of theirs."""
     def name(arg):
         if type(arg) in (int, float, str, bytes, bool, type(None)):
             return reprlib.repr(arg)
@@ -1378,8 +1392,8 @@ def _pickled(thing, what):
         return dumps(thing)
     except Exception as error:
         raise AWSBatchException(
-            '{} cannot be pickled, so it cannot travel to a worker: {}. Open files, GDAL datasets, locks and connections '
-            'must be made inside the function.'.format(what, _told(error))) from error
+            '{} cannot be pickled, so it cannot travel to a worker: {}. Open files, GDAL datasets, locks and '
+            'connections must be made inside the function.'.format(what, _told(error))) from error
 
 
 def _open_report(folder, run):
@@ -1402,12 +1416,13 @@ def _start_timeout():
     except ValueError:
         seconds = -1
     if seconds is not None and not seconds > 0:
-        raise AWSBatchException('RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{}".'.format(text))
+        raise AWSBatchException('RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not '
+                                '"{}".'.format(text))
     return seconds
 
 
-# Open runs end with the script. One that is asked to end (kill, a closed terminal) ends in an orderly way too,
-# unless it handles the signal itself.
+# Open runs end with the script. One that is asked to end (kill, a closed terminal) ends in an orderly way
+# too, unless it handles the signal itself.
 _runs = set()
 _entered = []           # executors whose with statements are open, in their order
 _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
@@ -1416,8 +1431,8 @@ _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(s
 @atexit.register
 def _end_runs():
     """
-    The script ends without shutdown(): like a standard pool, finish what was submitted, but not after an exception
-    or a signal.
+    The script ends without shutdown(): like a standard pool, finish what was submitted, but not after an
+    exception or a signal.
     """
     runs, hurry = list(_runs), _signalled or getattr(sys, 'last_value', None) is not None
     for run in runs:
@@ -1466,15 +1481,15 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     """
     Runs calls in worker containers on AWS Batch.
 
-    It is a ``concurrent.futures.Executor``, so ``with``, ``submit``, ``map``, ``as_completed`` and ``wait`` are
-    those of the standard library, and what a script does with a ``ProcessPoolExecutor`` it does with this one.
-    Workers start when it is made, and take minutes to come up when AWS has to start an instance for them first;
-    calls wait for them. A worker that is lost is replaced while there are calls for it.
+    It is a ``concurrent.futures.Executor``, so ``with``, ``submit``, ``map``, ``as_completed`` and ``wait``
+    are those of the standard library, and what a script does with a ``ProcessPoolExecutor`` it does with
+    this one. Workers start when it is made, and take minutes to come up when AWS has to start an instance for
+    them first; calls wait for them. A worker that is lost is replaced while there are calls for it.
 
     In a ``with`` statement, an exception (Ctrl-C included) stops the workers at once and cancels what is
-    outstanding; a normal end waits for all calls. SIGTERM and SIGHUP end the script in the same orderly way, unless
-    it handles them itself, or the executor was not made in the main thread. A script that is killed leaves workers
-    that stop by themselves within LEASE_SECONDS.
+    outstanding; a normal end waits for all calls. SIGTERM and SIGHUP end the script in the same orderly way,
+    unless it handles them itself, or the executor was not made in the main thread. A script that is killed
+    leaves workers that stop by themselves within LEASE_SECONDS.
 
     RIOS: each ``apply()`` in the ``with`` statement uses its workers instead of starting some of its own.
 
@@ -1482,8 +1497,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         max_workers (int): how many workers, one Batch job each. Default: as many as the stack allows.
         initializer (callable): called by each worker before its first call, to load a model for instance.
         initargs (tuple): its arguments.
-        vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers, instead
-            of the stack's.
+        vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers,
+            instead of the stack's.
 
     Raises:
         ValueError: an argument is not a whole number above zero, or one that AWS does not know.
@@ -1491,9 +1506,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         AWSBatchException: the stack or the image is not there, or AWS cannot be used. Nothing was started.
     """
 
-    def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None, timeout=None,
-                 job_definition=None):
-        for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory), ('timeout', timeout)):
+    def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
+                 timeout=None, job_definition=None):
+        for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
+                            ('timeout', timeout)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError('{} must be a whole number above zero, not {!r}.'.format(name, value))
         if (max_workers or 1) > MAX_ARRAY:
@@ -1507,7 +1523,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             job['timeout'] = {'attemptDurationSeconds': timeout}
         if job_definition:
             job['jobDefinition'] = job_definition
-        needs = [{'type': kind, 'value': str(value)} for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
+        needs = [{'type': kind, 'value': str(value)}
+                 for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
         self._run = _Run(max_workers, (initializer, initargs) if initializer else None, job,
                          {'resourceRequirements': needs} if needs else {})
         #: The run id (str), which names its queues and its folder in the bucket.
@@ -1519,15 +1536,15 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         Have ``fn(*args, **kwargs)`` computed by a worker.
 
-        `fn` travels as it is now, with whatever it closes over, and no call sees what another one did to it. It is
-        pickled each time (0.3 s for 100 MB) but uploaded only if it has changed; workers keep it, and unpickle it
-        for each call (0.1 s). :meth:`map` pickles it once. Returns at once, unless OUTBOX_BYTES of arguments
-        are still waiting to be sent.
+        `fn` travels as it is now, with whatever it closes over, and no call sees what another one did to it.
+        It is pickled each time (0.3 s for 100 MB) but uploaded only if it has changed; workers keep it, and
+        unpickle it for each call (0.1 s). :meth:`map` pickles it once. Returns at once, unless OUTBOX_BYTES
+        of arguments are still waiting to be sent.
 
         Returns:
-            concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn` raised, with the
-            worker's traceback as the cause; or AWSBatchException when the call could not be run or travel; or
-            BrokenAWSBatchExecutor when no worker is left.
+            concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn` raised,
+            with the worker's traceback as the cause; or AWSBatchException when the call could not be run or
+            travel; or BrokenAWSBatchExecutor when no worker is left.
 
         Raises:
             RuntimeError: after shutdown(), or in a forked child of the process that made the executor.
@@ -1553,7 +1570,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         if chunksize < 1:
             raise ValueError('chunksize must be >= 1.')
         if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(buffersize))
+            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(
+                buffersize))
         deadline = None if timeout is None else time.monotonic() + timeout
         arguments, run = zip(*iterables), self._run
         function = None
@@ -1568,7 +1586,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                     # Nothing here holds a future or a result that has been handed out.
                     result = [futures[0].result(None if deadline is None else deadline - time.monotonic())]
                     futures.popleft()
-                    futures.extend(run.submit(function, fn, args, {}) for args in itertools.islice(arguments, 1))
+                    futures.extend(run.submit(function, fn, args, {})
+                                   for args in itertools.islice(arguments, 1))
                     given = time.time()
                     yield result.pop()
                     if time.time() > given + 0.01:
@@ -1602,7 +1621,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         run, deadline = self._run, None if timeout is None else time.monotonic() + timeout
         run.awaited = count
-        while len(run.up) < count and not (run.broken or run.closing or deadline and time.monotonic() > deadline):
+        while len(run.up) < count and not (run.broken or run.closing or
+                                           deadline and time.monotonic() > deadline):
             time.sleep(0.02)
         run.awaited = 0
         if run.broken:
@@ -1614,18 +1634,19 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         What a progress line shows.
 
         Returns:
-            dict: the 'run' id, 'workers' asked for, 'workers_up' now, those that were 'lost' and 'replaced', calls
-            'done' and 'outstanding', 'blocks_per_worker' (worker to count) and 'requests', the AWS requests
-            that this script (not its workers) made for the run (int).
+            dict: the 'run' id, 'workers' asked for, 'workers_up' now, those that were 'lost' and 'replaced',
+            calls 'done' and 'outstanding', 'blocks_per_worker' (worker to count) and 'requests', the AWS
+            requests that this script (not its workers) made for the run (int).
         """
         run = self._run
         return {'run': run.id, 'workers': run.workers, 'workers_up': len(run.up), 'lost': run.lost,
                 'replaced': run.started - run.workers, 'outstanding': len(run.calls), 'done': run.done(),
-                'blocks_per_worker': dict(run.answered()), 'requests': sum(run.channel.requests.copy().values())}
+                'blocks_per_worker': dict(run.answered()),
+                'requests': sum(run.channel.requests.copy().values())}
 
     def __repr__(self):
-        return '<AWSBatchExecutor run {run}: {workers_up} of {workers} workers up, {done} blocks done, {outstanding} ' \
-            'outstanding>'.format(**self.stats())
+        return ('<AWSBatchExecutor run {run}: {workers_up} of {workers} workers up, {done} blocks done, '
+                '{outstanding} outstanding>'.format(**self.stats()))
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """

@@ -6,27 +6,26 @@ results on its out queue.
 The main script (see rios_awsbatch.py) starts it, and gives it everything in the environment:
 
     RIOSBucket, RIOSInQueue, RIOSOutQueue   where calls come from and results go to
-    RIOSRun, RIOSRunKey, RIOSFirst          the run, the key that its messages are signed with, this job's workers
+    RIOSRun, RIOSRunKey, RIOSFirst          the run, the key of its messages, the job's first worker
     RIOSRegion, RIOSVersions, RIOSModules   of the main script
     RIOSLease, RIOSVisibility, RIOSTries    LEASE_SECONDS, VISIBILITY_SECONDS, and MAX_TRIES with MAX_RECEIVES
     RIOSInitializer, RIOSOutput             what the computer calls first; whether print() is sent home
     RIOS_NOMSG_TIMEOUT                      exit when nothing came for so many seconds
 
-Two processes. The worker itself talks to AWS: it fetches the next call in time, keeps the calls in hand hidden
-from other workers, sends results, and renews nothing of its own: it exits when the lease of the run was not
-renewed (the main script is dead). The other one, the computer, runs the user's function, and nothing of ours is
-in its way: no thread, no signal handler. So a function may use signals, forks and threads, may hold the
-interpreter lock for hours, or crash; when its process ends, the worker knows whose fault it was, and starts another.
+There are two processes. The worker talks to AWS: it fetches the next call in time, keeps the calls in hand
+hidden from other workers, and sends results. The computer runs the user's function, and nothing of ours is in
+its way: no thread, no signal handler. So a function may use signals, forks and threads, may hold the
+interpreter lock for hours, or crash: then the worker knows which call it was, and starts another computer.
 
 It ends when the main script says so (a 'stop' message), when its queue is deleted, when nothing came for
-RIOS_NOMSG_TIMEOUT, when the main script is dead, and on SIGTERM (Batch ends the job, or takes the instance away),
-when it first gives its calls back.
+RIOS_NOMSG_TIMEOUT, when the lease of the run was not renewed (the main script is dead), and on SIGTERM (Batch
+ends the job, or takes the instance away), when it first gives its calls back.
 """
 # MIT licence, see the file LICENSE.
 
 import collections
 import contextlib
-import datetime
+import email.utils
 import importlib
 import json
 import logging
@@ -119,9 +118,9 @@ class Computer:
                 return 'result', cloudpickle.dumps(result, protocol=5)
             except Exception as error:
                 raise problem(
-                    'The result of {}, a {}, cannot be pickled, so it cannot travel to the main script: {}. Return '
-                    'arrays, numbers and text; open files and GDAL datasets stay in the worker.'.format(
-                        label, type(result).__name__, told(error))) from error
+                    'The result of {}, a {}, cannot be pickled, so it cannot travel to the main script: {}. '
+                    'Return arrays, numbers and text; open files and GDAL datasets stay in the '
+                    'worker.'.format(label, type(result).__name__, told(error))) from error
         except BaseException as error:      # sys.exit() in the user's function included
             return 'error', self.pickled_error(label, error)
 
@@ -132,8 +131,8 @@ class Computer:
         if isinstance(error, ImportError):
             explained = missing_module(error)
         elif isinstance(error, MemoryError):
-            explained = problem('The worker had not enough memory for {}. Use smaller blocks, or give workers more '
-                                'with "scripts/modify.sh --mem".'.format(label))
+            explained = problem('The worker had not enough memory for {}. Use smaller blocks, or give '
+                                'workers more with "scripts/modify.sh --mem".'.format(label))
         if explained is not None:
             explained.__cause__ = error
             error = explained
@@ -206,8 +205,8 @@ def missing_module(error):
     if name == 'rios':
         how = 'Build the image again with RIOS in it: "RIOS_VERSION=... scripts/build.sh".'
     else:
-        how = ('If it is a package, build the image again with it, as in "PIP_PACKAGES={} scripts/build.sh", or with '
-               'its Debian package in EXTRA_PACKAGES. If it is a module of your own, call '
+        how = ('If it is a package, build the image again with it, as in "PIP_PACKAGES={} scripts/build.sh", '
+               'or with its Debian package in EXTRA_PACKAGES. If it is a module of your own, call '
                'cloudpickle.register_pickle_by_value({}) in the main script.'.format(name, name))
     return problem('{} in the worker\'s image. {}'.format(error, how))
 
@@ -215,14 +214,13 @@ def missing_module(error):
 def missing_file(error):
     """A sentence for a file that the worker cannot reach; '' for any other error."""
     text = told(error)
-    if '/vsi' in text and any(word in text for word in ('403', 'AccessDenied', '404', 'NoSuchKey', 'not recognized',
-                                                        'does not exist', 'No such file')):
+    if '/vsi' in text and any(word in text for word in (
+            '403', 'AccessDenied', '404', 'NoSuchKey', 'not recognized', 'does not exist', 'No such file')):
         return ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
                 '"scripts/modify.sh --readbucket" (or --writebucket) allows it.')
-    if isinstance(error, FileNotFoundError) or any(
-            word in text for word in ('No such file', 'does not exist in the file system')):
-        return ('The worker has no such file: it runs on another computer, which has none of yours. Put it on S3 and '
-                'open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
+    if isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
+        return ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
+                'on S3 and open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
     return ''
 
 
@@ -318,6 +316,7 @@ class Worker:
 
     def _ask_computer(self, task):
         """What the computer says of a call: ('result' or 'error', a pickle), or ('died', how)."""
+        label = task.header['label']
         task.tries += 1
         memory_kills = out_of_memory()
         try:
@@ -336,12 +335,12 @@ class Worker:
                     self.pipe.send(self.channel.fetch(self.channel.blob(data), data))
                 except rios_awsbatch.Refused as refused:
                     self.pipe.send(rios_awsbatch.AWSBatchException(
-                        'The function of {} was tampered with on its way: {}.'.format(task.header['label'], refused)))
+                        'The function of {} was tampered with on its way: {}.'.format(label, refused)))
         except (EOFError, OSError):
             how = how_it_ended(self.process.wait(), out_of_memory() > memory_kills)
-        log.warning('%s: %s', task.header['label'], how)
+        log.warning('%s: %s', label, how)
         self._say('note', text='{}: {}{}.'.format(
-            task.header['label'], how, '' if task.tries >= self.most_tries else '; it is tried again'))
+            label, how, '' if task.tries >= self.most_tries else '; it is tried again'))
         with contextlib.suppress(OSError):      # what it has left behind
             os.killpg(self.process.pid, signal.SIGKILL)
         self.pipe.close()
@@ -357,8 +356,8 @@ class Worker:
 
     def _fetch_loop(self):
         """
-        Have the next call at hand when the current one ends, but not much sooner: a call that waits here could be
-        computed by a worker that is idle.
+        Have the next call at hand when the current one ends, but not much sooner: a call that waits here
+        could be computed by a worker that is idle.
         """
         last = time.monotonic()
         while True:
@@ -437,8 +436,8 @@ class Worker:
 
     def _give_back(self):
         """
-        Let other workers have the calls that wait for the end of the current one: as new messages, since SQS counts
-        how often one was received.
+        Let other workers have the calls that wait for the end of the current one: as new messages, since SQS
+        counts how often one was received.
         """
         tasks = list(self.ready)
         self.ready.clear()
@@ -465,7 +464,8 @@ class Worker:
                 if time.monotonic() >= look:
                     look = time.monotonic() + self.lease / 4
                     if not self._main_lives():
-                        log.error('The main script has not renewed its lease for %d s, so it is dead: exiting', self.lease)
+                        log.error('The lease was not renewed for %d s, so the main script is dead: exiting',
+                                  self.lease)
                         os._exit(EXIT_FAILED)
                 self.channel.hide(sorted(self.held.copy()), self.visibility)
             except rios_awsbatch.AWS_ERRORS as error:
@@ -480,8 +480,7 @@ class Worker:
             if rios_awsbatch.error_code(error) in rios_awsbatch._NO_OBJECT:
                 return False
             raise
-        now = head['ResponseMetadata']['HTTPHeaders']['date']
-        now = datetime.datetime.strptime(now, '%a, %d %b %Y %H:%M:%S %Z').replace(tzinfo=datetime.timezone.utc)
+        now = email.utils.parsedate_to_datetime(head['ResponseMetadata']['HTTPHeaders']['date'])
         return (now - head['LastModified']).total_seconds() < self.lease
 
     # Sending -----------------------------------------------------------------------------------
@@ -502,7 +501,8 @@ class Worker:
                         break
                     item = self.outbox.get_nowait()
             self.channel.send(self.channel.out_queue, messages)
-            if len(answered) >= rios_awsbatch.BATCH_ENTRIES or time.monotonic() - since > FLUSH_SECONDS or item is None:
+            late = time.monotonic() - since > FLUSH_SECONDS
+            if late or item is None or len(answered) >= rios_awsbatch.BATCH_ENTRIES:
                 self._forget(answered)
                 answered, since = [], time.monotonic()
 
@@ -547,8 +547,8 @@ def fail(error):
     if rios_awsbatch.error_code(error) in rios_awsbatch._NO_QUEUE:
         log.info('The queues of the run are gone, so the run has ended: exiting')
         os._exit(0)
-    log.error('%s', rios_awsbatch.explain(error, 'working for a run') if isinstance(error, rios_awsbatch.AWS_ERRORS)
-              else traceback_of(error))
+    of_aws = isinstance(error, rios_awsbatch.AWS_ERRORS)
+    log.error('%s', rios_awsbatch.explain(error, 'working for a run') if of_aws else traceback_of(error))
     os._exit(EXIT_TERMINATED if rios_awsbatch.is_temporary(error) else EXIT_FAILED)
 
 
@@ -570,13 +570,14 @@ def out_of_memory():
 
 
 def how_it_ended(status, no_memory):
-    """A sentence about a computer that ended in the middle of a call, from its status as subprocess has it."""
+    """How a computer ended in the middle of a call, from its status as subprocess has it."""
     if no_memory:
-        return ('it needed more memory than its job has (use smaller blocks, or "scripts/modify.sh --mem")')
+        return 'it needed more memory than its job has (use smaller blocks, or "scripts/modify.sh --mem")'
     if status < 0:
         name = signal.Signals(-status).name
-        what = ' (a crash in compiled code)' if name in ('SIGSEGV', 'SIGBUS', 'SIGABRT', 'SIGILL', 'SIGFPE') else ''
-        return 'the process that computed it was ended by {}{}'.format(name, what)
+        crash = name in ('SIGSEGV', 'SIGBUS', 'SIGABRT', 'SIGILL', 'SIGFPE')
+        return 'the process that computed it was ended by {}{}'.format(
+            name, ' (a crash in compiled code)' if crash else '')
     return 'the process that computed it ended with exit code {}'.format(status)
 
 
@@ -586,8 +587,8 @@ def main():
     logging.getLogger('botocore').setLevel(logging.WARNING)
     env = os.environ
     if 'RIOSRun' not in env:
-        sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If this is a script for '
-                 'RIOS, "import rios_awsbatch" is missing at its top.')
+        sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is '
+                 'a script for RIOS, "import rios_awsbatch" is missing at its top.')
     started = start_computer()
     import rios_awsbatch                # meanwhile
 
@@ -596,16 +597,18 @@ def main():
     try:
         signal.signal(signal.SIGTERM, terminate)
         channel = rios_awsbatch.Channel(
-            env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'], env['RIOSOutQueue'],
-            env['RIOSRegion'])
+            env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
+            env['RIOSOutQueue'], env['RIOSRegion'])
         worker = Worker(channel, started, env)
         worker._say('hello', versions=rios_awsbatch.versions())
         wrong = rios_awsbatch.mismatch(json.loads(env['RIOSVersions']), rios_awsbatch.versions())
         if wrong:
             sys.exit(wrong)
         if worker.idle < worker.visibility:
-            sys.exit('RIOS_NOMSG_TIMEOUT ({:g} s) must not be below the visibility time-out of the queue, {} s.'.format(
-                worker.idle, worker.visibility))
+            wrong = 'RIOS_NOMSG_TIMEOUT ({:g} s) is below the visibility time-out of the queue, {} s.'.format(
+                worker.idle, worker.visibility)
+            worker._say('broken', text=wrong + ' "scripts/modify.sh --idletimeout" raises it.')
+            sys.exit(wrong)
         worker.run()
     except Terminated:
         with contextlib.suppress(NameError, *rios_awsbatch.AWS_ERRORS):
@@ -620,7 +623,7 @@ def compute(fileno):
     global computer
     os.setpgid(0, 0)                    # so that what it leaves behind can be ended with it
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
-        file.write('1000')              # where memory is short it is this process that goes, and the worker can tell
+        file.write('1000')              # where memory is short it is this process that goes
     computer = Computer(multiprocessing.connection.Connection(int(fileno)))
     with contextlib.suppress(EOFError, ConnectionError):        # the worker has ended
         computer.run()

@@ -1,10 +1,10 @@
 """Stacks as AWS makes them: an event per resource, roll-back, updates in place, deletions that can fail.
 
-moto reads templates, resolves what they refer to, and makes the resources. But it raises the first error to the
-caller of CreateStack and leaves half a stack behind; an update makes resources anew that did not change, stops at
-the first that fails, and forgets the defaults of parameters; a bucket that is not empty stays without a word; and
-roles are made without the caller's acknowledgement. `resources` has the kinds of resources.
-"""
+moto reads templates, resolves what they refer to, and makes the resources. But it raises the first error to
+the caller of CreateStack and leaves half a stack behind; an update makes resources anew that did not change,
+stops at the first that fails, and forgets the defaults of parameters; a bucket that is not empty stays
+without a word; and roles are made without the caller's acknowledgement. `resources` has the kinds of
+resources."""
 import uuid
 
 from local_aws import ACCOUNT, AwsError
@@ -20,16 +20,17 @@ def event(stack, logical_id, made, status, reason=None):
     from moto.cloudformation.models import Event
     physical = made['resource'].physical_resource_id if 'resource' in made else ''
     if reason:
-        reason = (f'Resource handler returned message: "{reason}" (RequestToken: {uuid.uuid4()}, HandlerErrorCode: '
-                  'GeneralServiceException)')
-    stack.events.append(Event(stack.stack_id, stack.name, logical_id, physical, made['kind'], status, reason, None))
+        reason = (f'Resource handler returned message: "{reason}" (RequestToken: {uuid.uuid4()}, '
+                  'HandlerErrorCode: GeneralServiceException)')
+    stack.events.append(Event(
+        stack.stack_id, stack.name, logical_id, physical, made['kind'], status, reason, None))
 
 
 class CloudFormation:
     """What replaces moto's ways with a whole stack.
 
-    A resource map of moto's gets `stack`, `made` (logical id -> kind, properties, name, resource) and `previous`, what
-    the stack had before.
+    A resource map of moto's gets `stack`, `made` (logical id -> kind, properties, name, resource), and the
+    `previous` of that.
     """
 
     def install(self):
@@ -70,11 +71,12 @@ class CloudFormation:
         """A template that makes roles or policies must be acknowledged."""
         def checked(response):
             body = response._get_param('TemplateBody')
-            kinds = [item['Type'] for item in stack.parse_template(body)['Resources'].values()] if body else []
+            items = stack.parse_template(body)['Resources'].values() if body else []
             given = set(response._get_param('Capabilities') or [])
-            if any(kind.startswith('AWS::IAM::') for kind in kinds) and not given & {
+            if any(item['Type'].startswith('AWS::IAM::') for item in items) and not given & {
                     'CAPABILITY_IAM', 'CAPABILITY_NAMED_IAM'}:
-                raise AwsError('InsufficientCapabilitiesException', 'Requires capabilities : [CAPABILITY_IAM]')
+                raise AwsError('InsufficientCapabilitiesException',
+                               'Requires capabilities : [CAPABILITY_IAM]')
             return method(response)
         return checked
 
@@ -82,8 +84,8 @@ class CloudFormation:
     def _update_parameters(instance, incoming_params):
         """UsePreviousValue also means a default that nobody ever gave."""
         old = instance.resource_map.resolved_parameters
-        return {item['ParameterKey']: old[item['ParameterKey']] if str(
-            item.get('UsePreviousValue', '')).lower() == 'true' else item['ParameterValue'] for item in incoming_params}
+        return {item['ParameterKey']: item['ParameterValue'] if 'ParameterValue' in item else
+                old[item['ParameterKey']] for item in incoming_params}
 
     # ---- one resource
 
@@ -104,7 +106,8 @@ class CloudFormation:
             return before['resource']
         verb = 'UPDATE' if before else 'CREATE'
         name_property = self.parsing.resource_name_property_from_type(kind) or ''
-        if before and (before['kind'] != kind or made['properties'].get(name_property, before['name']) != before['name']):
+        if before and (before['kind'], before['name']) != (
+                kind, made['properties'].get(name_property, before['name'])):
             before = None                        # a new resource; the old one goes when all is done
         event(stack, logical_id, made, verb + '_IN_PROGRESS')
         try:
@@ -239,6 +242,7 @@ class CloudFormation:
         self._is(stack, 'DELETE_IN_PROGRESS', 'User Initiated')
         left = self._remove_all(stack)
         if left:
-            self._is(stack, 'DELETE_FAILED', f'The following resource(s) failed to delete: [{", ".join(left)}]. ')
+            self._is(stack, 'DELETE_FAILED',
+                     f'The following resource(s) failed to delete: [{", ".join(left)}]. ')
         else:
             self._is(stack, 'DELETE_COMPLETE')

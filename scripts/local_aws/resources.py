@@ -1,9 +1,9 @@
 """Kinds of resources in a stack that moto lacks, or cannot change or delete.
 
-moto makes all of batch.yaml's resources but the policies of buckets. Of Batch's it wants properties that are optional
-and drops others (retry rules, time-outs, platform), and it cannot change them, so that an update would make them
-anew. Roles do not get their managed policies, and parts of the network are left behind.
-"""
+moto makes all of batch.yaml's resources but the policies of buckets, which bind nobody here. Of Batch's it
+wants properties that are optional and drops others (retry rules, time-outs, platform), and it cannot change
+them, so that an update would make them anew. Roles do not get their managed policies, and parts of the
+network are left behind."""
 import json
 
 from local_aws import ACCOUNT, PARTITION, AwsError
@@ -25,39 +25,29 @@ def install():
 
 
 def plain_resources():
-    """Types that moto does not know. All but the policy of a bucket need only be there: Ref and GetAtt work."""
+    """Types that moto does not know, and that need only be there: Ref and GetAtt work."""
     from moto.core.common_models import CloudFormationModel
-    from moto.iam.access_control import PermissionResult
-    from moto.s3.models import FakeBucket, s3_backends
 
-    def set_policy(item, document):
-        buckets = s3_backends[ACCOUNT][PARTITION].buckets
-        if 'Bucket' in item.properties and item.properties['Bucket'] in buckets:
-            buckets[item.properties['Bucket']].policy = document and json.dumps(document).encode()
-
-    def create(cls, resource_name, cloudformation_json, *_, **__):
+    def create(cls, resource_name, *_, **__):
         item = cls()
-        item.name, item.properties = resource_name, cloudformation_json['Properties']
-        set_policy(item, item.properties.get('PolicyDocument'))
+        item.name = resource_name
         return item
 
-    kinds = [type(kind.replace('::', ''), (CloudFormationModel,), {
+    # moto finds models among the living subclasses.
+    CloudFormationModel.of_the_local_aws = [type(kind.replace('::', ''), (CloudFormationModel,), {
         'cloudformation_type': staticmethod(lambda kind=kind: kind),
         'cloudformation_name_type': staticmethod(lambda: ''),
         'create_from_cloudformation_json': classmethod(create),
-        'update_from_cloudformation_json': classmethod(lambda cls, _, *given: create(cls, *given)),
-        'delete': lambda item, *_: set_policy(item, None),
+        'update_from_cloudformation_json': classmethod(lambda cls, item, *_: item),
+        'delete': lambda item, *_: None,
         'physical_resource_id': property(lambda item: item.name),
         'has_cfn_attr': classmethod(lambda cls, attr: True),
         'get_cfn_attribute': lambda item, name: f'{item.name}.{name}'})
         for kind in ('AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress')]
-    # A bucket's policy counts in Iam's decision on a request. moto's own reading of it knows no conditions.
-    FakeBucket.get_permission = lambda *_: PermissionResult.NEUTRAL
-    FakeBucket.policies_of_stacks = kinds        # moto finds models among the living subclasses
 
 
 def batch_resources():
-    """Batch resources: optional properties optional, changes in place, definitions with all their settings."""
+    """Optional properties optional, changes in place, definitions with all their settings."""
     from moto.batch import models
     from moto.iam.models import iam_backends
 
@@ -68,8 +58,8 @@ def batch_resources():
             iam.create_role(name, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
         role = given.get('serviceRole') or next(role.arn for role in iam.roles.values() if role.name == name)
         return batch_backend(region_name).create_compute_environment(
-            resource_name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'], role,
-            given.get('tags'))
+            resource_name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
+            role, given.get('tags'))
 
     def change_environment(cls, item, resource_name, cloudformation_json, *_):
         given = camel(cloudformation_json['Properties'])
@@ -87,7 +77,8 @@ def batch_resources():
     def change_queue(cls, item, resource_name, cloudformation_json, account_id, region_name):
         given = camel(cloudformation_json['Properties'])
         batch_backend(region_name).update_job_queue(
-            item.arn, int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder'], None)
+            item.arn, int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder'],
+            None)
         item.limits = given.get('jobStateTimeLimitActions', ())
         return item
 
@@ -97,9 +88,11 @@ def batch_resources():
         for pair in [*container.get('environment', []), *container.get('resourceRequirements', [])]:
             pair['value'] = str(pair['value'])
         return batch_backend(region_name).register_job_definition(
-            resource_name, given.get('parameters') or {}, given['type'], given.get('tags') or {},
-            given.get('retryStrategy') or {}, container, None, None, given.get('timeout') or {},
-            given.get('platformCapabilities') or ['EC2'], given.get('propagateTags', False))
+            def_name=resource_name, parameters=given.get('parameters') or {}, _type=given['type'],
+            tags=given.get('tags') or {}, retry_strategy=given.get('retryStrategy') or {},
+            container_properties=container, node_properties=None, eks_properties=None,
+            timeout=given.get('timeout') or {}, propagate_tags=given.get('propagateTags', False),
+            platform_capabilities=given.get('platformCapabilities') or ['EC2'])
 
     def change_definition(cls, item, *given):
         item.deregister()                        # a change is a new revision; the old one becomes INACTIVE
@@ -142,7 +135,8 @@ def other_resources():
         return attach(role, given.get('ManagedPolicyArns', []))
 
     def change_policy(cls, item, resource_name, cloudformation_json, *_):
-        iam.create_policy_version(item.arn, json.dumps(cloudformation_json['Properties']['PolicyDocument']), 'true')
+        document = json.dumps(cloudformation_json['Properties']['PolicyDocument'])
+        iam.create_policy_version(item.arn, document, 'true')
         return item
 
     def delete_policy(item, *_):
@@ -164,7 +158,8 @@ def other_resources():
     LogGroup.update_from_cloudformation_json = classmethod(change_group)
     for model, work in (
             (ec2.route_tables.RouteTable, lambda backend, item: backend.delete_route_table(item.id)),
-            (ec2.internet_gateways.InternetGateway, lambda backend, item: backend.delete_internet_gateway(item.id)),
+            (ec2.internet_gateways.InternetGateway,
+             lambda backend, item: backend.delete_internet_gateway(item.id)),
             (ec2.vpn_gateway.VPCGatewayAttachment, lambda backend, item: item.vpc_id and (
                 backend.detach_internet_gateway(item.gateway_id, item.vpc_id))),
             (ec2.vpcs.VPCEndPoint, lambda backend, item: backend.delete_vpc_endpoints([item.id]))):
