@@ -528,7 +528,7 @@ def test_thread_that_outlives_the_main_thread_goes_on(tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, tmp_path):
-    """Python has signal handlers in the main thread only, so the workers may have to learn it from the lease."""
+    """Python has signal handlers in the main thread only, so workers may learn it from the lease."""
     process = main_script(tmp_path, '''
         import threading
         def work():
@@ -594,7 +594,7 @@ def leaves_a_thread():
 
 
 def test_threads_and_programs_that_a_function_leaves_do_not_keep_its_worker():
-    """When shutdown() returns, nothing is left; Batch takes a moment to see that the containers have ended."""
+    """Nothing is left when shutdown() returns; Batch takes a moment to see that a container ended."""
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         executor.wait_for_workers(2, PATIENT)
         for _ in range(4):
