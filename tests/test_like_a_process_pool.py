@@ -1276,7 +1276,8 @@ SCRIPTS = {
     'script_that_just_ends': '''
         executor = Executor(2)
         for x in range(8):
-            executor.submit(square, x).add_done_callback(lambda done: print('.', end='') if done.result() >= 0 else 0)
+            future = executor.submit(square, x)
+            future.add_done_callback(lambda done: print(end='.'[done.result() < 0:]))
         ''',
     'call_after_the_end_of_the_script': '''
         import atexit
