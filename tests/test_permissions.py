@@ -138,7 +138,7 @@ FORBIDDEN = '''
 
 
 def denied(requests):
-    """Make requests with one's own credentials: for each None where AWS denies it, else what happened instead."""
+    """Make requests with own credentials: for each None where AWS denies it, else what happened instead."""
     import boto3
     import botocore.exceptions
     clients, answers = {}, []

@@ -568,6 +568,7 @@ def fill(stack, count):
                   imageManifest=json.dumps(MANIFEST))
 
 
+@pytest.mark.timeout(900)       # more than a thousand objects
 def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
     """Jobs, queues, versions, images, an attached policy; beside it a stack whose name begins alike."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
