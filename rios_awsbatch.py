@@ -57,6 +57,7 @@ import hmac
 import importlib
 import importlib.metadata
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -222,6 +223,7 @@ def explain(error, doing):
         doing, STACK_NAME, REGION, text.format(said)))
 
 
+@functools.lru_cache
 def _is_region(name):
     session = boto3.session.Session()
     return any(name in session.get_available_regions('batch', partition)
@@ -341,7 +343,50 @@ def dumps(thing):
     main = sys.modules.get('__mp_main__')
     if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
         cloudpickle.register_pickle_by_value(main)
-    return cloudpickle.dumps(thing, protocol=5)
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=5).dump(thing)
+        return file.getvalue()
+
+
+def _reduce_cached(fn):
+    """A function of the script with a cache, which cloudpickle takes for one that workers can import."""
+    module = sys.modules.get(fn.__module__)
+    by_value = {'__main__', '__mp_main__'} | cloudpickle.list_registry_pickle_by_value()
+    parents = itertools.accumulate(fn.__module__.split('.'), '{}.{}'.format)
+    if getattr(module, fn.__qualname__, None) is fn and by_value.isdisjoint(parents):
+        return fn.__reduce__()
+    return _cached, (fn.__wrapped__, fn.cache_parameters())
+
+
+def _cached(wrapped, parameters):
+    return functools.lru_cache(**parameters)(wrapped)
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    dispatch_table = collections.ChainMap(
+        {type(_is_region): _reduce_cached}, cloudpickle.CloudPickler.dispatch_table)
+
+
+class _Results(pickle.Unpickler):
+    """Unpickles results. A class of the script that comes back with one stays as it is here."""
+    known = ()
+
+    def find_class(self, module, name):
+        found = super().find_class(module, name)
+        if module == 'cloudpickle.cloudpickle' and name == '_make_skeleton_class':
+            return functools.partial(self._make, found)
+        if module == 'cloudpickle.cloudpickle' and name == '_class_setstate':
+            return functools.partial(self._set, found)
+        return found
+
+    def _make(self, make, *args):
+        is_known = args[4] in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+        made = make(*args)
+        self.known += (made,) if is_known else ()
+        return made
+
+    def _set(self, set_state, cls, state):
+        return cls if cls in self.known else set_state(cls, state)
 
 
 def pack(data):
@@ -1026,7 +1071,7 @@ class _Run:
                 data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
                 if data is None:
                     return
-                result = pickle.loads(data)
+                result = _Results(io.BytesIO(data)).load()
                 if header['kind'] == 'error':
                     error, remote = result
                     error.__cause__ = _RemoteTraceback(remote)
@@ -1034,7 +1079,7 @@ class _Run:
             log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
             error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(
                 call.label, refused))
-        except Exception as problem:
+        except BaseException as problem:        # sys.exit() in a result included
             error = AWSBatchException(
                 'The result of {} cannot be unpickled here: {}. What a function returns must be importable '
                 'by the main script too.'.format(call.label, _told(problem)))
@@ -1379,10 +1424,11 @@ def _told(error):
 
 
 def _name(fn):
-    for thing in (fn, getattr(fn, 'func', None)):
-        name = getattr(thing, '__name__', None)
-        if isinstance(name, str):
-            return name[:80]
+    with contextlib.suppress(Exception):        # getattr may run code of the script
+        for thing in (fn, getattr(fn, 'func', None)):
+            name = getattr(thing, '__name__', None)
+            if isinstance(name, str):
+                return name[:80]
     return type(fn).__name__
 
 
@@ -1966,7 +2012,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.run = self.buffer = self.readers = None
+        self.run = self.buffer = self.readers = self.timings = None
         self.outObjList, self.answers = [], queue.SimpleQueue()     # (blockDefn, future) when done
 
     def startWorkers(self, numWorkers=None, **given):
@@ -2018,11 +2064,12 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         """Have RIOS read in the main script, as it does for computeWorkersRead=False."""
         from rios.imagereader import ReadWorkerMgr
         from rios.structures import BlockBuffer, RasterizationMgr
-        controls, self.readers = self.run.function.controls, ReadWorkerMgr()
+        controls, readers = self.run.function.controls, ReadWorkerMgr()
         self.buffer = BlockBuffer(given['infiles'], controls.concurrency.numReadWorkers, None, 0, 'read')
-        self.readers.startReadWorkers(
+        readers.startReadWorkers(
             given['blockList'], given['infiles'], given['allInfo'], controls, given['tmpfileMgr'],
             RasterizationMgr(), given['workinggrid'], self.buffer, self.timings, self.exceptionQue)
+        self.readers = readers
 
     def _send(self):
         """Send blocks while there is room; whether the readers are ahead of the workers."""

@@ -475,8 +475,6 @@ SHARED.update({
     'arguments_that_are_one_object': lambda e: [
         e.submit(are_one, *[[]] * 2), e.submit(are_one, a=NoText, b=NoText)],
     'array_that_is_changed_in_place': lambda e: [e.submit(in_place, numpy.zeros(n)) for n in (3, 100_000)],
-    'read_only_array_that_is_changed_in_place': lambda e: [
-        e.submit(in_place, read_only(numpy.zeros(n))) for n in (3, 100_000)],
     'broadcast_array': lambda e: e.submit(whole, numpy.broadcast_to(numpy.arange(3), (4, 3))),
     'result_that_is_a_view': lambda e: e.submit(flipped, numpy.arange(90_000).reshape(300, 300)),
     'results_can_be_changed': lambda e: in_place(e.submit(flipped, numpy.arange(90_000)).result(PATIENT)),
@@ -1279,18 +1277,6 @@ SCRIPTS = {
             future = executor.submit(square, x)
             future.add_done_callback(lambda done: print(end='.'[done.result() < 0:]))
         ''',
-    'call_after_the_end_of_the_script': '''
-        import atexit
-
-        @atexit.register
-        def run_last():
-            try:
-                executor.submit(square, 3)
-            except RuntimeError as error:
-                print(type(error).__name__)
-        executor = Executor(2)
-        print(executor.submit(square, 3).result())
-        ''',
     'script_that_fails': '''
         executor = Executor(2)
         print(executor.submit(square, 3).result(), flush=True)
@@ -1368,6 +1354,25 @@ def test_exception_that_cannot_travel_is_told_in_words_and_alone(kind, said, exe
     assert isinstance(error, AWSBatchException) and not isinstance(error, concurrent.futures.BrokenExecutor)
     assert re.search(said, str(error)) and 'in fails_as' in str(error.__cause__)
     assert [futures[0].result(PATIENT), futures[2].result(PATIENT)] == [9, 16]
+
+
+# A process pool makes it writable. Where all is computed in the script itself, and here, it stays as it is.
+def test_read_only_array_stays_read_only(executor):
+    futures = [executor.submit(in_place, read_only(numpy.zeros(n))) for n in (3, 100_000)]
+    assert ['read-only' in str(future.exception(PATIENT)) for future in futures] == [True, True]
+
+
+# A process pool refuses it, as its threads have ended by then.
+def test_call_of_a_function_that_runs_at_exit_is_computed(tmp_path):
+    status, out, err = output_of(main_script(tmp_path, '''
+        import atexit
+
+        @atexit.register
+        def run_last():
+            print(executor.submit(pow, 3, 2).result(), flush=True)
+        executor = rios_awsbatch.AWSBatchExecutor(2)
+        '''))
+    assert (status, out) == (0, '9\n'), err
 
 
 # As before: this breaks a process pool.
