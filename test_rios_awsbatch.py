@@ -22,7 +22,10 @@ import pytest
 import rios_awsbatch
 from tests.conftest import (
     ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, left_of,
-    main_script, output_of)
+    main_script, output_of, Stack)
+from tests import conftest
+
+shared = conftest.shared
 
 
 @pytest.fixture
@@ -199,19 +202,15 @@ def test_block_of_a_killed_worker_is_back_within_the_visibility_time_out():
         assert time.monotonic() - started < 10 * rios_awsbatch.VISIBILITY_SECONDS
 
 
-def test_block_that_holds_the_interpreter_lock_is_computed_once(executor):
+def test_block_that_holds_the_interpreter_lock_is_computed_once(executor, shared):
     """Python's lock is held for longer than the visibility time-out, in compiled code."""
     def hold(marker, seconds):
         import ctypes
         import pathlib
         pathlib.Path(marker).open('a').write('x')
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))      # PyDLL does not let go of the lock
-    marker = '/tmp/rios_awsbatch-test-{}'.format(os.getpid())
-    try:
-        executor.submit(hold, marker, 3 * rios_awsbatch.VISIBILITY_SECONDS).result(60)
-        assert pathlib.Path(marker).read_text() == 'x'
-    finally:
-        os.unlink(marker)
+    executor.submit(hold, str(shared / 'marker'), 3 * rios_awsbatch.VISIBILITY_SECONDS).result(60)
+    assert (shared / 'marker').read_text() == 'x'
 
 
 def test_block_that_kills_every_worker_is_given_up_alone():
@@ -292,7 +291,10 @@ def test_jobs_that_sit_in_runnable_get_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(rios_awsbatch, 'RUNNABLE_SECONDS', 2)
     requirements = [{'type': 'VCPU', 'value': '512'}, {'type': 'MEMORY', 'value': '1024'}]
     with job_definition(resourceRequirements=requirements) as name:
-        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName=name)
+        # A queue of its own: the job is in the way of all that come after it.
+        queue = Stack().create().outputs()['BatchProcessingJobQueueName']
+        outputs = dict(rios_awsbatch.getStackOutputs(), BatchProcessingJobDefinitionName=name,
+                       BatchProcessingJobQueueName=queue)
         monkeypatch.setattr(rios_awsbatch, 'getStackOutputs', lambda: outputs)
         with pytest.raises(KeyboardInterrupt):
             with rios_awsbatch.AWSBatchExecutor(2) as executor:
@@ -424,8 +426,8 @@ def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, tmp_pa
     assert not marker.exists()
 
 
-def test_forged_calls_are_refused_and_the_run_goes_on(executor, tmp_path):
-    channel, marker = executor._channel, tmp_path / 'unpickled'
+def test_forged_calls_are_refused_and_the_run_goes_on(executor, shared):
+    channel, marker = executor._channel, shared / 'unpickled'
 
     class Evil:
         def __reduce__(self):

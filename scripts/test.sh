@@ -30,6 +30,10 @@ lint() {
 
 scripts/setup.sh test
 lint
+# What tests and jobs share, as they would a network file system.
+RIOS_AWSBATCH_LOCAL_SHARED=$(mktemp -d)
+export RIOS_AWSBATCH_LOCAL_SHARED
+trap 'rm -rf "$RIOS_AWSBATCH_LOCAL_SHARED"' EXIT
 # Workers wait most of the time, so there are more test processes than cores.
 scripts/local.sh .venv/bin/python -m pytest -n 4 "$@"
 if [[ $# = 0 ]]; then

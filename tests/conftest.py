@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import urllib.request
@@ -58,6 +59,13 @@ def client(service, env=os.environ):
 
 def bucket():
     return rios_awsbatch.getStackOutputs()['BatchBucket']
+
+
+@pytest.fixture
+def shared():
+    """A fresh folder that the main script and jobs see alike, as on a network file system. See scripts/local.sh."""
+    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
+        yield pathlib.Path(folder)
 
 
 def pids(run, env=os.environ):
@@ -339,7 +347,8 @@ class Local:
         self.temporary = folder / 'temporary files'
         self.temporary.mkdir()
         self.root = root
-        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))}
+        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))
+                  and name != 'RIOS_AWSBATCH_LOCAL_SHARED'}
         self.env = {name: value for name, value in os.environ.items() if name not in hidden}
         self.env.update(env, TMPDIR=str(self.temporary), RIOS_AWSBATCH_REGION=REGION)
 

@@ -1,12 +1,13 @@
 """The empty disk of a container (moto gives jobs to Docker, which is not at hand on every machine).
 
-On AWS a job sees its image and an empty disk, and nothing of the computer that submitted it. Here the image is this
-machine's own: a job sees, read only, the system's folders, Python with all that it imports from, the image's files
-and the folders of PYTHONPATH. Everything else is an empty disk: its home, /tmp, every folder that the submitter has.
-This needs a mount namespace of Linux, from root or by way of a user namespace, and the job's root folder is then
-a folder with the visible ones mounted into it. No process is put between: the job keeps the process id it began
-with. Where no mount namespace can be had (macOS, some containers), a job has an empty working folder, home and
-TMPDIR, and sees the rest. `isolation()` says which of the two holds; so do the log and GET /_local/server.
+On AWS a job sees its image and an empty disk, and nothing of the computer that submitted it. Here the image
+is this machine's own: a job sees, read only, the system's folders, Python with all that it imports from, the
+image's files and the folders of PYTHONPATH. Everything else is an empty disk: its home, /tmp, every folder
+that the submitter has. This needs a mount namespace of Linux, from root or by way of a user namespace, and
+the job's root folder is then a folder with the visible ones mounted into it. No process is put between: the
+job keeps the process id it began with. Where no mount namespace can be had (macOS, some containers), a job
+has an empty working folder, home and TMPDIR, and sees the rest. `isolation()` says which of the two holds; so
+do the log and GET /_local/server.
 
 This file is also the program that gives a job its disk and becomes it: disk.py SETTINGS COMMAND ARGUMENT...
 """
@@ -43,7 +44,8 @@ def _own_mounts():
         _call('unshare', CLONE_NEWNS)
     except OSError:
         _call('unshare', CLONE_NEWNS | CLONE_NEWUSER)
-        for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'), ('gid_map', f'{group} {group} 1')):
+        for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'),
+                           ('gid_map', f'{group} {group} 1')):
             with open('/proc/self/' + name, 'w', encoding='ascii') as file:
                 file.write(text)
     _mount(None, '/', MS_REC | MS_PRIVATE)
@@ -110,7 +112,7 @@ def command(folder, image, environment):
     for name in ('PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA'):
         visible += environment.get(name, '').split(os.pathsep)
     visible = [path for path in visible if path and os.path.exists(path)]
-    return _launcher(folder, [where(path) for path in visible for where in (os.path.abspath, os.path.realpath)])
+    return _launcher(folder, [*map(os.path.abspath, visible), *map(os.path.realpath, visible)])
 
 
 def variables(folder):
