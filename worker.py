@@ -402,7 +402,8 @@ class Worker:
                 elapsed = time.monotonic() - self.started if self.current else 0
                 if self.ready and time.monotonic() - self.ready[0].held_since > HOLD_SECONDS + self.download:
                     self._give_back()
-                elif self.current and self.pace and elapsed < self.pace + HOLD_SECONDS:
+                    continue        # it let go of the lock: the current call may have ended meanwhile
+                if self.current and self.pace and elapsed < self.pace + HOLD_SECONDS:
                     left = max(0, self.pace - elapsed) + len(self.ready) * self.pace
                     if left < ahead:
                         return self._count(ahead - left), 1
