@@ -1568,7 +1568,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
                             ('timeout', timeout)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError('{} must be a whole number above zero, not {!r}.'.format(name, value))
+                raise ValueError('{} must be greater than 0 and a whole number, not {!r}'.format(name, value))
         if (max_workers or 1) > MAX_ARRAY:
             raise ValueError('AWS Batch starts at most 10,000 workers for a run, not {}.'.format(max_workers))
         if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
@@ -1626,9 +1626,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         if chunksize < 1:
             raise ValueError('chunksize must be >= 1.')
-        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(
-                buffersize))
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError('buffersize must be an integer or None')
+        if buffersize is not None and buffersize < 1:
+            raise ValueError('buffersize must be None or > 0')
         deadline = None if timeout is None else time.monotonic() + timeout
         arguments, run = zip(*iterables), self._run
         function = None

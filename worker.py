@@ -73,24 +73,28 @@ class Computer:
         for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        call = self.pipe.recv()         # now the worker listens
         if os.environ.get('RIOSInitializer'):
             try:
-                initializer, initargs = pickle.loads(self.blob(os.environ['RIOSInitializer']))
-                self.space = globals_of(initializer)
-                before = dict(self.space)
-                initializer(*initargs)
-                self.set = {name: value for name, value in self.space.items()
-                            if name not in before or before[name] is not value}
+                self.initialize()
             except BaseException as error:
                 self.pipe.send(('broken', traceback_of(error), ()))
                 return
         while True:
-            header, payload = self.pipe.recv()
-            kind, data = self.compute(header, payload)
-            output = self.output.take() if os.environ.get('RIOSOutput') else ()
-            header = payload = None
-            self.pipe.send((kind, data, output))
+            kind, data = self.compute(*call)
+            call = None
+            self.pipe.send((kind, data, self.output.take() if os.environ.get('RIOSOutput') else ()))
             data = None
+            call = self.pipe.recv()
+
+    def initialize(self):
+        """Call the initializer; what it has set of the script's globals is there for every call."""
+        initializer, initargs = pickle.loads(self.blob(os.environ['RIOSInitializer']))
+        self.space = globals_of(initializer)
+        before = dict(self.space)
+        initializer(*initargs)
+        self.set = {name: value for name, value in self.space.items()
+                    if name not in before or before[name] is not value}
 
     def blob(self, digest):
         """A function or shared data, which the worker fetches once."""

@@ -274,7 +274,7 @@ SHARED.update({
         e.submit(Scale, 3), e.submit(Gain.of_class, 1), e.submit(Gain.of_nobody, 1),
         e.submit(Gain().of_class, 2)],
     'decorated_functions': lambda e: [
-        e.submit(decorated, 1), e.submit(remembered, 1), e.submit(functools.partial(decorated), remembered)],
+        e.submit(decorated, 1), e.submit(remembered, 1), e.submit(functools.partial(decorated), 2)],
     'function_with_arguments_named_like_ours': lambda e: e.submit(
         dict, fn=1, self=2, args=3, kwargs=4, timeout=5, label=6, id=7),
     'no_function': lambda e: e.submit(),
