@@ -196,7 +196,8 @@ STACKS = {}
 def stack_of(source):
     """The stack whose image has that RIOS, and nothing else of this computer."""
     if source not in STACKS:
-        STACKS[source] = Stack().create().push('BatchECR', ROOT / 'worker.py', 'PYTHONPATH=' + os.pathsep.join(source.folders))
+        folders = 'PYTHONPATH=' + os.pathsep.join(source.folders)
+        STACKS[source] = Stack().create().push('BatchECR', ROOT / 'worker.py', folders)
     return STACKS[source]
 
 
