@@ -76,17 +76,18 @@ class Scientist:
 
     def run(self, script, *args):
         """Run a main script on this computer, to its end: what it prints."""
-        done = subprocess.run(
-            [sys.executable, str(script), *map(str, args)], env=self.env, capture_output=True, text=True,
-            timeout=PATIENCE * (1 if SCENES < 10 else 10))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self._run(self.env, sys.executable, script, *args)
 
     def submit(self, script, *args, path=()):
         """Run a main script as a job, with what it imports in the folders of `path`: what it prints."""
         self.stack.push('BatchECRMain', script, 'PYTHONPATH=' + os.pathsep.join(map(str, path)))
         local_aws('iam', {'enforced': True}, env=self.stack.env)
-        done = self.stack.run('submit.sh', '--wait', '--', *args)
+        return self._run(self.stack.env, ROOT / 'scripts' / 'submit.sh', '--wait', '--', *args)
+
+    @staticmethod
+    def _run(env, *command):
+        done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True,
+                              timeout=PATIENCE * (1 if SCENES < 10 else 10))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
