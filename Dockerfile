@@ -51,11 +51,10 @@ COPY --from=pip /usr/local /usr/local
 # The modules, and the user's own beside them, are found from any folder: a main script imports them too. Log lines
 # appear as they are written.
 ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
-# GDAL on S3: it tries again where S3 or a web server asks it to, writes any format (by way of a file in /tmp), and
-# does not list a folder of thousands of objects to open one (it asks for each file that may belong to it). Its cache
-# is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions.
+# GDAL on S3: it tries again where S3 or a web server asks it to, and writes any format, by way of a file in /tmp. Its
+# cache is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions.
 ENV GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1 CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE=YES \
-    GDAL_DISABLE_READDIR_ON_OPEN=TRUE GDAL_CACHEMAX=256
+    GDAL_CACHEMAX=256
 COPY . /opt/rios_awsbatch/
 
 ARG VERSION=unknown

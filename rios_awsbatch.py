@@ -249,7 +249,7 @@ _NO_CHECKSUMS = {name: 'when_required' for name in (
     if name in botocore.config.Config.OPTION_DEFAULTS}
 
 
-def make_client(service, region, requests=None, session=boto3):
+def make_client(service, region, requests=None, session=boto3, attempts=8):
     """
     A boto3 client that is patient with AWS, and good for many threads.
 
@@ -258,9 +258,10 @@ def make_client(service, region, requests=None, session=boto3):
         region (str): the AWS region.
         requests (collections.Counter): counts the requests made, by operation.
         session (boto3.session.Session): whose credentials it uses; default: boto3's own.
+        attempts (int): how often a request is made that fails.
     """
     config = botocore.config.Config(
-        retries={'mode': 'standard', 'total_max_attempts': 8}, max_pool_connections=32,
+        retries={'mode': 'standard', 'total_max_attempts': attempts}, max_pool_connections=32,
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **_NO_CHECKSUMS)
@@ -288,7 +289,9 @@ def getStackOutputs():
     where = 'stack "{}" in region {}'.format(STACK_NAME, REGION)
     variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
     try:
-        stack = make_client('cloudformation', REGION).describe_stacks(StackName=STACK_NAME)['Stacks'][0]
+        # Somebody waits for it, and nothing is lost: so it is soon said that AWS cannot be reached.
+        client = make_client('cloudformation', REGION, attempts=3)
+        stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
         if error_code(error) == 'ValidationError':
             raise AWSBatchException('There is no {}. {}; "scripts/create.sh --wait" creates one.'.format(

@@ -238,7 +238,8 @@ def missing_file(error):
     """A sentence for a file that the worker cannot reach; '' for any other error."""
     text = told(error)
     if '/vsi' in text and any(word in text for word in (
-            '403', 'AccessDenied', '404', 'NoSuchKey', 'not recognized', 'does not exist', 'No such file')):
+            '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
+            'does not exist', 'No such file')):
         return ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
                 '"scripts/modify.sh --readbucket" (or --writebucket) allows it.')
     if isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:

@@ -425,7 +425,7 @@ def test_latest_is_looked_up_whenever_a_container_starts(place, tmp_path):
     done = place.ended(job)
     assert done['status'] == 'SUCCEEDED' and len(done['attempts']) == 2
     said = [text.split() for text in (first[0], place.output(job)[0])]
-    assert [(words[0], words[2]) for words in said] == [('blue', 'one'), ('green', 'two')]
+    assert [(words[0], words[-1]) for words in said] == [('blue', 'one'), ('green', 'two')]
     assert not said[0][1].startswith(str(ROOT / 'rios_awsbatch.py'))
 
 

@@ -115,8 +115,6 @@ class Job:
                   'createdAt': self.created, 'status': self.status, 'jobDefinition': self.definition.arn,
                   'statusReason': self.reason, 'startedAt': self.started, 'stoppedAt': self.stopped}
         answer = {name: value for name, value in answer.items() if value is not None}
-        if self.stop_reason is not None:
-            answer['isCancelled' if self.cancelled else 'isTerminated'] = True
         if self.children:
             answer['arrayProperties'] = {'size': len(self.children)}
         elif self.parent:
@@ -135,7 +133,9 @@ class Job:
             command=self.command, networkInterfaces=[], **self.container,
             environment=[{'name': name, 'value': value} for name, value in self.environment.items()],
             resourceRequirements=[{'type': name, 'value': value} for name, value in needs.items()])
-        answer = {'isCancelled': False, 'isTerminated': False, **self.summary(), 'jobQueue': self.queue.arn,
+        stopped = self.stop_reason is not None
+        answer = {**self.summary(), 'isCancelled': stopped and self.cancelled,
+                  'isTerminated': stopped and not self.cancelled, 'jobQueue': self.queue.arn,
                   'attempts': self.attempts, 'container': container,
                   'dependsOn': [], 'parameters': self.request.get('parameters') or {},
                   'tags': self.backend.list_tags_for_resource(self.arn),
