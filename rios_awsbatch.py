@@ -51,6 +51,7 @@ import hashlib
 import hmac
 import importlib
 import importlib.metadata
+import inspect
 import itertools
 import json
 import logging
@@ -1424,8 +1425,33 @@ class _Report:
         yield '\n]}\n'
 
 
+# STUB of branch G for what the lead provides on main: _executor_for, share, shared.
+_entered, _channel_of_worker = [], None
+
+
+def _executor_for(count, **options):
+    return (_entered[-1], False) if _entered else (AWSBatchExecutor(count, **options), True)
+
+
+def _share(self, data):
+    token = self._channel.folder + 'shared-' + hashlib.sha256(data).hexdigest()
+    self._channel.s3.put_object(Bucket=self._channel.bucket, Key=token, Body=data)
+    return token
+
+
+@functools.lru_cache(maxsize=4)
+def shared(token):
+    return _channel_of_worker.fetch(token, token.rpartition('-')[2])
+
+
+AWSBatchExecutor.share = _share
+AWSBatchExecutor.__enter__ = lambda self: _entered.append(self) or self
+AWSBatchExecutor.__exit__ = lambda self, kind, *_: (_entered.remove(self), self.shutdown(cancel_futures=kind is not None))[2:]
+# END OF STUB
+
+
 # ---------------------------------------------------------------------------------------------
-# RIOS 1.4: a job manager
+# RIOS: what both generations share
 # ---------------------------------------------------------------------------------------------
 
 def _import_rios(module, name):
@@ -1461,88 +1487,159 @@ def _known_rios():
         raise _rios_has_changed('{}: {}'.format(type(error).__name__, error)) from error
 
 
-class _StandInJobManager:
-    """What RIOS 1.4's JobManager does, for where there is no RIOS 1.4."""
-    jobMgrType = None
+class _Function:
+    """
+    A user function with all that is the same for its blocks. Workers get it once, and keep it.
 
-    def __init__(self, numSubJobs):
-        self.numSubJobs = numSubJobs
-        self.tempdir = '.'
+    Each block starts with otherArgs as the caller gave it. One that leaves it unchanged leaves it to the next.
+    """
+    def __init__(self, executor, userFunction, otherArgs):
+        self.userFunction, self.args, self.state = userFunction, None, None
+        with contextlib.suppress(AttributeError):
+            del otherArgs.otherArgsList         # of an earlier apply()
+        self.pickled = None if otherArgs is None else _pickled(otherArgs, 'otherArgs')
+        self.token = None
+        if self.pickled and len(self.pickled) > INLINE_BYTES:
+            self.token, self.pickled = executor.share(self.pickled), None
 
-    def setTempdir(self, tempdir):
-        self.tempdir = tempdir
+    def call(self, *params):
+        """Call the user function; the pickle of otherArgs if that was changed, else None."""
+        if self.pickled is None and self.token is None:
+            self.userFunction(*params)
+            return None
+        if self.args is None:
+            self.args = pickle.loads(shared(self.token) if self.token else self.pickled)
+            self.state = self._digest(self.args)
+        args, self.args = self.args, None
+        self.userFunction(*params, args)
+        if self._digest(args) != self.state:
+            return _pickled(args, 'otherArgs, as the user function leaves it,')
+        self.args = args
+        return None
 
-    def runSubJobs(self, function, fnInputs):
-        jobIDlist = self.startAllJobs(function, fnInputs)
-        self.waitOnJobs(jobIDlist)
-        return self.gatherAllOutputs(jobIDlist)
+    @staticmethod
+    def _digest(thing):
+        """A digest of all that would travel of something, without a copy of the arrays in it; None if it cannot."""
+        buffers = []
+        try:
+            digest = hashlib.sha256(cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append))
+        except Exception:
+            return None
+        for buffer in buffers:
+            digest.update(buffer.raw())
+        return digest.digest()
 
-    def startAllJobs(self, function, jobInputs):
-        return [None] + [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
 
-    def __str__(self):
-        return 'jobMgrType={}, numSubJobs={}'.format(self.jobMgrType, self.numSubJobs)
+class _Kept:
+    """Stands for a _Function that is in the run's folder; it is what travels with each block."""
+    def __init__(self, executor, function):
+        self.__name__ = _name(function.userFunction)
+        self.token = executor.share(_pickled(function, 'The function {}'.format(self.__name__)))
 
+    def __call__(self, *args):
+        return _unpickled(self.token)(*args)
+
+
+@functools.lru_cache(maxsize=2)
+def _unpickled(token):
+    return pickle.loads(shared(token))
+
+
+class _Run:
+    """
+    One applier.apply(): its executor, its outstanding blocks, and what they did to otherArgs.
+
+    Args:
+        workers (int): how many, where no ``with AWSBatchExecutor(n):`` is open around it.
+        options: of :class:`AWSBatchExecutor`.
+    """
+    def __init__(self, workers, **options):
+        self.executor, own = _executor_for(workers, **options)
+        if options and not own:
+            raise ValueError('computeWorkerExtraParams has no effect on the workers of "with AWSBatchExecutor(...)" '
+                             'around apply(). Give them to that: {}.'.format(', '.join(sorted(options))))
+        self.blocks = {}            # outstanding futures to block
+        self.changed = {}           # block to its copy of otherArgs
+        # RIOS does not tell a job manager of every error.
+        self.end = weakref.finalize(self, self._end, self.executor, own, self.blocks)
+
+    @staticmethod
+    def _end(executor, own, blocks):
+        if own:
+            executor.shutdown(cancel_futures=True)
+        for future in list(blocks):
+            future.cancel()
+
+    def begin(self, function, otherArgs):
+        """Send what is the same for all blocks."""
+        self.otherArgs, self.kept = otherArgs, _Kept(self.executor, function)
+
+    def submit(self, block, *args):
+        """Send a block, which is anything that can be sorted; its future."""
+        future = self.executor.submit(self.kept, *args)
+        self.blocks[future] = block
+        return future
+
+    def result(self, future):
+        """Wait for what a block gives."""
+        result, changed = future.result()
+        block = self.blocks.pop(future)
+        if changed is not None:
+            if not self.changed:
+                log.warning(
+                    'Blocks change otherArgs. Each has a copy of its own, and what was given to apply() stays as it is. The '
+                    'changed copies will be in otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList)')
+            self.changed[block] = pickle.loads(changed)
+        return result
+
+    def copies(self):
+        """Give the caller the changed copies of otherArgs, in the order of the blocks (list)."""
+        copies = [self.changed[block] for block in sorted(self.changed)]
+        if copies:
+            with contextlib.suppress(AttributeError):
+                self.otherArgs.otherArgsList = copies
+        return copies
+
+
+# ---------------------------------------------------------------------------------------------
+# RIOS 1.4: a job manager
+# ---------------------------------------------------------------------------------------------
 
 # RIOS takes the class that was defined last, so its own retired ones of the same name come first.
 _import_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
-_JobManager = _import_rios('rios.parallel.jobmanager', 'JobManager') or _StandInJobManager
-
-_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
+_JobManager = _import_rios('rios.parallel.jobmanager', 'JobManager') or object
 
 
-def _run_job(userFunction, jobInfo):
-    """One block of RIOS 1.4, wherever it is computed."""
-    params = jobInfo.getFunctionParams()
-    userFunction(*params)
-    return jobInfo.getFunctionResult(params)
-
-
-class _Job:
-    """A block that startOneJob() has sent: what RIOS calls a jobID."""
-    def __init__(self, future, jobInfo):
-        self.future, self.jobInfo = future, jobInfo
-        self.outputs = None
-
-
-class _JobFunction:
-    """RIOS 1.4's user function, as workers call it; `block` is there to name the block in messages."""
-    def __init__(self, userFunction):
-        self.userFunction = userFunction
-        self.__name__ = _name(userFunction)
-
-    def __call__(self, block, jobInfo):
-        return _run_job(self.userFunction, jobInfo)
+class _Rios1Function(_Function):
+    def __call__(self, label, jobInfo):
+        params = jobInfo.getFunctionParams()
+        changed = self.call(*params)
+        return jobInfo.getFunctionResult(params), changed
 
 
 class AWSBatchJobManager(_JobManager):
     """
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
 
-    The first block of a round is computed in the main script, and the others by numSubJobs - 1
-    workers. While no worker is up yet, the main script computes the others as well. RIOS goes on to
-    the next round while up to ROUNDS_AHEAD earlier ones are still with the workers.
+    All blocks are computed by workers. RIOS goes on to the next round of numSubJobs blocks while up to ROUNDS_AHEAD
+    earlier ones are still with the workers. Each block starts with the caller's otherArgs; every copy that the user
+    function changed is, after apply(), in the list otherArgs.otherArgsList, in the order of the blocks.
 
     Args:
-        numSubJobs (int): how many blocks are computed at a time, from controls.setNumThreads().
+        numSubJobs (int): how many workers, from controls.setNumThreads(). Inside ``with AWSBatchExecutor(n):`` its
+            n workers are used.
 
     Raises:
-        ValueError: numSubJobs is not a whole number above zero.
-        AWSBatchException: as for :class:`AWSBatchExecutor`.
+        ValueError, AWSBatchException: as for :class:`AWSBatchExecutor`.
     """
     jobMgrType = 'AWSBatch'
 
     def __init__(self, numSubJobs):
-        if isinstance(numSubJobs, bool) or not isinstance(numSubJobs, int) or numSubJobs < 1:
-            raise ValueError('setNumThreads() needs a whole number above zero, not {!r}.'.format(numSubJobs))
-        super().__init__(numSubJobs)
-        self.executor = None
-        self._function = None
-        self._rounds = collections.deque()      # those that RIOS has not been given yet
-        if numSubJobs > 1:
-            self.executor = AWSBatchExecutor(numSubJobs - 1)
-            # RIOS calls finalise() only when all went well.
-            weakref.finalize(self, self.executor.shutdown, cancel_futures=True)
+        self.numSubJobs, self.tempdir = numSubJobs, '.'
+        self._run = _Run(numSubJobs)
+        self._same = None                   # the user function and the otherArgs that workers have
+        self._numbers = itertools.count(1)
+        self._rounds = collections.deque()  # futures that RIOS has not been given the results of
 
     def runSubJobs(self, function, fnInputs):
         """
@@ -1559,51 +1656,38 @@ class AWSBatchJobManager(_JobManager):
             list: the outputs of blocks, in their order.
 
         Raises:
-            As :meth:`gatherAllOutputs`.
+            As :meth:`gatherAllOutputs`. The run has ended then.
         """
-        cls = type(fnInputs[-1])
-        if (cls.__module__, cls.__name__) != ('rios.applier', 'RIOSJobInfo'):
-            return super().runSubJobs(function, fnInputs)       # who knows what is done with them
-        jobs = self.startAllJobs(function, fnInputs)
-        self.waitOnJobs(jobs)
-        self._rounds.append(jobs)
-        outputs = []
-        while len(self._rounds) > (0 if fnInputs[-1].info.isLastBlock() else ROUNDS_AHEAD):
-            outputs += self.gatherAllOutputs(self._rounds.popleft())
-        return outputs
+        try:
+            self._rounds.append(self.startAllJobs(function, fnInputs))
+            # Of other callers nobody knows what they do with the outputs.
+            ahead = ROUNDS_AHEAD if _is_rios_job(fnInputs[-1]) and not fnInputs[-1].info.isLastBlock() else 0
+            outputs = []
+            while len(self._rounds) > ahead:
+                outputs += self.gatherAllOutputs(self._rounds.popleft())
+            return outputs
+        except BaseException:
+            self._run.end()
+            raise
 
     def startAllJobs(self, function, jobInputs):
-        """
-        Send all blocks of a round but the first to the workers, and compute the first here.
-
-        Args:
-            function: the user function.
-            jobInputs (list): a RIOS JobInfo for each block.
-
-        Returns:
-            list: the outputs of the first block, then a job for each other block.
-        """
-        with self._ended_on_error():
-            jobs = [self.startOneJob(function, jobInfo) for jobInfo in jobInputs[1:]]
-            return [self._compute_here(function, jobInputs[0])] + jobs
+        """Send a round of blocks to the workers; a job for each (list), as :meth:`startOneJob`."""
+        return [self.startOneJob(function, jobInfo) for jobInfo in jobInputs]
 
     def startOneJob(self, userFunc, jobInfo):
-        """Send one block to the workers; a job for waitOnJobs() and gatherAllOutputs()."""
-        jobInfo = jobInfo.prepareForPickling()
-        if self._function is None or self._function.userFunction is not userFunc:
-            self._function = _JobFunction(userFunc)
-        return _Job(self.executor.submit(self._function, self._block(jobInfo), jobInfo), jobInfo)
+        """Send one block to the workers; a job (Future) for waitOnJobs() and gatherAllOutputs()."""
+        jobInfo, otherArgs = copy.copy(jobInfo.prepareForPickling()), None
+        if _is_rios_job(jobInfo):
+            otherArgs, jobInfo.otherargs = jobInfo.otherargs, None
+        if self._same is None or self._same[0] is not userFunc or self._same[1] is not otherArgs:
+            self._same = userFunc, otherArgs
+            self._run.begin(_Rios1Function(self._run.executor, userFunc, otherArgs), otherArgs)
+        info = getattr(jobInfo, 'info', None)
+        label = 'block {}, {}'.format(getattr(info, 'xblock', '?'), getattr(info, 'yblock', '?'))
+        return self._run.submit(next(self._numbers), label, jobInfo)
 
     def waitOnJobs(self, jobIDlist):
-        """Compute blocks here as long as no worker is up; gatherAllOutputs() waits for the others."""
-        with self._ended_on_error():
-            for job in jobIDlist[1:]:
-                if self.executor.stats()['workers_up']:
-                    break
-                if not job.future.done():
-                    outputs = self._compute_here(self._function.userFunction, job.jobInfo)
-                    if job.future.cancel():     # else a worker was as fast
-                        job.outputs = outputs
+        """Does nothing: gatherAllOutputs() waits for the blocks."""
 
     def gatherAllOutputs(self, jobIDlist):
         """
@@ -1616,38 +1700,19 @@ class AWSBatchJobManager(_JobManager):
             What the user function raised, with the worker's traceback as the cause; or
             AWSBatchException as in :meth:`AWSBatchExecutor.submit`.
         """
-        with self._ended_on_error():
-            return jobIDlist[:1] + [job.future.result() if job.outputs is None else job.outputs
-                                    for job in jobIDlist[1:]]
+        return [self._run.result(job) if isinstance(job, concurrent.futures.Future) else job for job in jobIDlist]
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
-        with self._ended_on_error():
-            if self._rounds:
-                raise AWSBatchException('RIOS ended with {} rounds of blocks not written.'.format(len(self._rounds)))
-        if self.executor is not None:
-            self.executor.shutdown()
+        self._run.end()
+        if self._rounds:
+            raise AWSBatchException('RIOS ended with {} rounds of blocks not written.'.format(len(self._rounds)))
+        self._run.copies()
 
-    @contextlib.contextmanager
-    def _ended_on_error(self):
-        try:
-            yield
-        except BaseException:
-            if self.executor is not None:
-                self.executor.shutdown(cancel_futures=True)
-            raise
 
-    def _compute_here(self, userFunction, jobInfo):
-        started = time.time()
-        outputs = _run_job(userFunction, jobInfo)
-        if self.executor is not None:
-            self.executor._report.here(str(self._block(jobInfo)), started)
-        return outputs
-
-    @staticmethod
-    def _block(jobInfo):
-        info = getattr(jobInfo, 'info', None)
-        return 'block {}, {}'.format(getattr(info, 'xblock', '?'), getattr(info, 'yblock', '?'))
+def _is_rios_job(jobInfo):
+    """Whether applier.apply() has made it."""
+    return (type(jobInfo).__module__, type(jobInfo).__name__) == ('rios.applier', 'RIOSJobInfo')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1655,60 +1720,42 @@ class AWSBatchJobManager(_JobManager):
 # ---------------------------------------------------------------------------------------------
 
 _ComputeWorkerManager = _import_rios('rios.computemanager', 'ComputeWorkerManager') or object
+_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
 
-# GDAL's names for files that a worker can read as well as the main script can.
+# What the names of files have that a worker can read as well as the main script can.
 _REMOTE = ('/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://')
 
 
-class _Rios2:
-    """The parts of RIOS 2 that are used here, found when they are first needed."""
-    def __init__(self):
-        for module, names in (
-                ('rios.structures', 'ApplierBlockDefn BlockAssociations BlockBuffer RasterizationMgr '
-                                    'TempfileManager Timers WorkerErrorRecord ConcurrencyStyle'),
-                ('rios.imagereader', 'ReadWorkerMgr readBlockOneFile'),
-                ('rios.readerinfo', 'makeReaderInfo'),
-                ('rios.rioserrors', 'TimeoutError')):
-            for name in names.split():
-                setattr(self, name, getattr(importlib.import_module(module), name))
+def _is_remote(filename):
+    return any(mark in filename for mark in _REMOTE)
 
 
-class _BlockFunction:
-    """
-    Computes one block of RIOS 2 in a worker, which keeps this object, and so its open files, for the run.
-
-    What is the same for all blocks is in here; `inputs` is None when the worker reads the block.
-    """
-    def __init__(self, userFunction, infiles, otherArgs, controls, workinggrid, allInfo):
-        self.__name__ = _name(userFunction)
-        self.userFunction, self.infiles, self.workinggrid, self.allInfo = userFunction, infiles, workinggrid, allInfo
-        self.controls = copy.copy(controls)
+class _Rios2Function(_Function):
+    """Computes one block of RIOS 2 in a worker; `inputs` is None when the worker reads the block."""
+    def __init__(self, executor, given):
+        super().__init__(executor, given['userFunction'], given['otherArgs'])
+        self.infiles, self.workinggrid, self.allInfo = given['infiles'], given['workinggrid'], given['allInfo']
+        self.controls = copy.copy(given['controls'])
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
         from osgeo import osr
         copyreg.pickle(osr.SpatialReference, _reduce_system)            # of vectors in allInfo
-        self.otherArgs = _pickled(otherArgs, 'otherArgs')
-        self.unchanged = self.reader = None
+        self.reader = None
 
     def __call__(self, block, inputs):
         from osgeo import gdal
         gdal.UseExceptions()        # as in applier.apply()
         with _known_rios():
-            rios = _Rios2()
-            blockDefn = rios.ApplierBlockDefn(*block)
-            timings = rios.Timers()
+            from rios.readerinfo import makeReaderInfo
+            from rios.structures import ApplierBlockDefn, BlockAssociations, Timers
+            blockDefn, timings, outputs = ApplierBlockDefn(*block), Timers(), BlockAssociations()
             if inputs is None:
-                self.reader = self.reader or _Reader(rios, self)
+                self.reader = self.reader or _Reader(self)
                 with timings.interval('reading'):
-                    inputs = self.reader.read(blockDefn)
-            info = rios.makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
-            outputs = rios.BlockAssociations()
-        otherArgs = pickle.loads(self.otherArgs)
-        if self.unchanged is None:
-            self.unchanged = dumps(otherArgs)       # as pickled here: not always the same bytes
+                    inputs = self.reader.read(blockDefn, self.reader.threads.map)
+            info = makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
         with timings.interval('userfunction'):
-            self.userFunction(info, inputs, outputs, *([] if otherArgs is None else [otherArgs]))
-        changed = _pickled(otherArgs, 'otherArgs, as the user function leaves it,')
-        return outputs, timings, None if changed == self.unchanged else changed
+            changed = self.call(info, inputs, outputs)
+        return (outputs, timings), changed
 
 
 def _reduce_system(system):
@@ -1724,62 +1771,65 @@ def _restore_system(wkt, strategy):
 
 
 class _Reader:
-    """Reads blocks in a worker, the files of one block in parallel if numReadWorkers asks for it."""
-    def __init__(self, rios, function):
-        self.rios, self.function = rios, function
-        self.tmpfileMgr = rios.TempfileManager(None)
+    """Reads blocks: those of a worker with threads that read a file each, or in threads of the main script."""
+    def __init__(self, function, tempdir=None):
+        from rios.structures import RasterizationMgr, TempfileManager
+        self.function = function
+        self.tmpfileMgr, self.rasterizeMgr = TempfileManager(tempdir), RasterizationMgr()
         weakref.finalize(self, self.tmpfileMgr.cleanup)     # at the end of the worker too
-        self.rasterizeMgr = rios.RasterizationMgr()
         self.threads = concurrent.futures.ThreadPoolExecutor(max(1, function.controls.concurrency.numReadWorkers))
         self.opened = threading.local()         # GDAL objects must not be shared by threads
 
-    def read(self, blockDefn):
-        inputs = self.rios.BlockAssociations(self.function.infiles)
-        files = list(self.function.infiles)
-        arrays = self.threads.map(functools.partial(self._read_one, blockDefn), files)
-        for (symbolicName, number, _), array in zip(files, arrays):
+    def read(self, blockDefn, each=map):
+        from rios.structures import BlockAssociations
+        inputs, files = BlockAssociations(self.function.infiles), list(self.function.infiles)
+        for (symbolicName, number, _), array in zip(files, each(functools.partial(self._read, blockDefn), files)):
             inputs[symbolicName, number] = array
         return inputs
 
-    def _read_one(self, blockDefn, file):
-        cache = self.opened.__dict__.setdefault('cache', {})
-        function = self.function
-        return self.rios.readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr,
-                                          self.rasterizeMgr, function.workinggrid, function.allInfo)
+    def _read(self, blockDefn, file):
+        from rios.imagereader import readBlockOneFile
+        function, cache = self.function, self.opened.__dict__.setdefault('cache', {})
+        try:
+            return readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr, self.rasterizeMgr,
+                                    function.workinggrid, function.allInfo)
+        except Exception as error:
+            if 'RIOSRun' not in os.environ or _is_remote(file[2]):
+                raise
+            raise AWSBatchException(
+                'A worker cannot read "{}": {}. Workers have none of the files of the computer that the main script runs '
+                'on. Without computeWorkersRead=True the main script reads them; or put them on S3, as '
+                '/vsis3/bucket/name.'.format(file[2], error)) from error
 
 
 class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
     """
     Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'.
 
-    Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that
-    the user function changed is in otherArgsList of what applier.apply() returns, in the order of the blocks.
-
-    computeWorkersRead=True has the workers read their blocks from the input files, which they must be
-    able to reach; False has the main script read them. By default the workers read when all input files
-    are on S3 or the web (/vsis3/, /vsicurl/ ...), and the main script otherwise.
+    Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that the user
+    function changed is in otherArgsList of what applier.apply() returns, in the order of the blocks (and, for scripts
+    that know RIOS 1.4 as well, in otherArgs.otherArgsList). The README says what each parameter of ConcurrencyStyle does.
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.executor = self.rios = self.timings = self.reader = self.inBlockBuffer = None
+        self.run = self.readers = self.timings = self.inBlockBuffer = None
         self.outObjList = []
-        self.changed = {}       # block to its copy of otherArgs
-        self.threads = []
-        self.answers = queue.SimpleQueue()
-        self.stopped = threading.Event()
+        self.answers = queue.SimpleQueue()  # (blockDefn, future) of what is computed
+        self.stopped = False
 
     def startWorkers(self, numWorkers=None, **given):
         """
-        Start the workers and the feeding of blocks; return when the first worker is up.
+        Start the workers and the sending of blocks; return when the first worker is up.
 
         Args:
-            numWorkers (int): how many Batch jobs.
-            given: userFunction, infiles, otherArgs, controls, blockList, inBlockBuffer, outBlockBuffer,
-                workinggrid, allInfo, tmpfileMgr and exceptionQue, as RIOS 2 gives them.
+            numWorkers (int): how many. Inside ``with AWSBatchExecutor(n):`` its n workers are used.
+            given: userFunction, infiles, otherArgs, controls, blockList, inBlockBuffer, outBlockBuffer, workinggrid,
+                allInfo, tmpfileMgr and exceptionQue, as RIOS 2 gives them.
 
         Raises:
+            ValueError: a parameter of ConcurrencyStyle makes no sense here.
             AWSBatchException: as for :class:`AWSBatchExecutor`; or no worker was up within
                 computeBarrierTimeout; or this RIOS is not one that we know.
         """
@@ -1791,136 +1841,107 @@ class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
 
     def _start(self, numWorkers, **given):
         with _known_rios():
-            (userFunction, infiles, otherArgs, controls, blockList, workinggrid, allInfo) = (given[name] for name in (
-                'userFunction', 'infiles', 'otherArgs', 'controls', 'blockList', 'workinggrid', 'allInfo'))
-            self.inBlockBuffer, self.outBlockBuffer, self.exceptionQue = (given[name] for name in (
-                'inBlockBuffer', 'outBlockBuffer', 'exceptionQue'))
-            self.rios = _Rios2()
-            self.timings = self.rios.Timers()
-            self.blockList, self.concurrency = blockList, controls.concurrency
-            self._lift_timeouts()
-            function = _BlockFunction(userFunction, infiles, otherArgs, controls, workinggrid, allInfo)
-        self.executor = AWSBatchExecutor(numWorkers)
-        if self.concurrency.computeWorkersRead == 'auto' and not all(
-                any(mark in filename for mark in _REMOTE) for _, _, filename in infiles):
-            with _known_rios():
-                self._read_here(infiles, allInfo, controls, given['tmpfileMgr'], workinggrid)
-        self.room = threading.Semaphore(4 * numWorkers)     # blocks that are on their way
-        for loop in (functools.partial(self._feed, function), self._deliver):
-            self.threads.append(threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True))
-            self.threads[-1].start()
-        if not self.executor.wait_for_workers(1, self.concurrency.computeBarrierTimeout):
+            from rios.structures import Timers
+            self.timings, self.exceptionQue, style = Timers(), given['exceptionQue'], given['controls'].concurrency
+            options, self.patience = self._understood(style)
+            self.run = _Run(numWorkers, **options)
+            function = _Rios2Function(self.run.executor, given)
+            self.run.begin(function, given['otherArgs'])
+            read, threads = (lambda blockDefn: (blockDefn, None)), 1
+            if given['inBlockBuffer'] is not None:      # RIOS reads, as for computeWorkersRead=False
+                self.inBlockBuffer, read = given['inBlockBuffer'], self._read_by_rios
+                self.inBlockBuffer.insertTimeout, self.inBlockBuffer.popTimeout = None, 1
+            elif style.computeWorkersRead == 'auto' and not all(_is_remote(file[2]) for file in given['infiles']):
+                reader, threads = _Reader(function, given['controls'].tempdir), max(1, style.numReadWorkers)
+                read = functools.partial(self._read_here, reader)
+            given['outBlockBuffer'].popNextBlock            # RIOS calls it for the next block to write: ...
+            given['outBlockBuffer'].popNextBlock = self._next_block
+        self.room = threading.Semaphore(4 * self.run.executor.stats()['workers'])   # blocks that are on their way
+        self.readers = concurrent.futures.ThreadPoolExecutor(threads)
+        for blockDefn in given['blockList']:
+            self.readers.submit(self._send, read, blockDefn)
+        if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
             raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
-                self.concurrency.computeBarrierTimeout, RUNNABLE_CAUSES))
+                style.computeBarrierTimeout, RUNNABLE_CAUSES))
+        self.last = time.monotonic()
 
-    def _read_here(self, infiles, allInfo, controls, tmpfileMgr, workinggrid):
-        """Have RIOS read the blocks in the main script, as it does for computeWorkersRead=False."""
-        controls = copy.copy(controls)
-        controls.concurrency = copy.copy(controls.concurrency)
-        controls.concurrency.numReadWorkers = readers = max(1, controls.concurrency.numReadWorkers)
-        self.inBlockBuffer = self.rios.BlockBuffer(infiles, readers, None, None, 'read')
-        self._lift_timeouts()
-        reader = self.rios.ReadWorkerMgr()
-        reader.startReadWorkers(self.blockList, infiles, allInfo, controls, tmpfileMgr, self.rios.RasterizationMgr(),
-                                workinggrid, self.inBlockBuffer, self.timings, self.exceptionQue)
-        self.reader = reader
+    @staticmethod
+    def _understood(style):
+        """What a ConcurrencyStyle asks for: options of AWSBatchExecutor, and seconds to wait for a block or None."""
+        if style.singleBlockComputeWorkers:
+            raise ValueError('singleBlockComputeWorkers makes no sense with CW_AWSBATCH, whose workers take one block after '
+                             'another from whatever is left: say how many with numComputeWorkers.')
+        options = dict(style.computeWorkerExtraParams or {})
+        known = [parameter.name for parameter in inspect.signature(AWSBatchExecutor).parameters.values()
+                 if parameter.kind is parameter.KEYWORD_ONLY]
+        for name in options:
+            if name not in known:
+                raise ValueError('computeWorkerExtraParams has no "{}" with CW_AWSBATCH, but {}.'.format(name, ', '.join(known)))
+        usual = type(style)()
+        for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout', 'computeBufferInsertTimeout'):
+            if getattr(style, name) != getattr(usual, name):
+                log.debug('%s=%r has no effect with CW_AWSBATCH, which does not need it', name, getattr(style, name))
+        patience = style.computeBufferPopTimeout
+        return options, None if patience == usual.computeBufferPopTimeout else patience
 
-    def _lift_timeouts(self):
-        """
-        RIOS's buffers give up on workers that are silent for some seconds, so as never to wait for ever for
-        one that has died. The executor sees to that, and instances of AWS take minutes to start.
-        """
-        if self.concurrency.computeBufferPopTimeout == self.rios.ConcurrencyStyle().computeBufferPopTimeout:
-            self.outBlockBuffer.popTimeout = None       # else the user's own
-        self.outBlockBuffer.insertTimeout = 1           # _insert() tries again
-        if self.inBlockBuffer is not None:
-            self.inBlockBuffer.insertTimeout = None
-            self.inBlockBuffer.popTimeout = 1           # _next_block() looks for errors this often
-
-    def _guarded(self, loop):
-        """Thread: run a loop; should it fail, RIOS learns of it."""
+    def _send(self, read, blockDefn):
+        """In a thread: read a block, unless a worker does, and send it, as soon as there is room."""
+        self.room.acquire()
+        if self.stopped:
+            return self.room.release()      # for the next
         try:
-            loop()
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error):
-        """Have RIOS raise an error: it looks for one after each block, so it is given an empty one."""
-        if not self.stopped.is_set():
-            self.stopped.set()
-            self.exceptionQue.put(self.rios.WorkerErrorRecord(error, 'compute'))
-            self._insert(self.blockList[0], self.rios.BlockAssociations())
-
-    def _feed(self, function):
-        """Send a call for each block, no more than there is room for."""
-        for blockDefn in self.blockList:
-            inputs = None
-            self.room.acquire()
-            if self.inBlockBuffer is not None:
-                blockDefn, inputs = self._next_block()
-            if self.stopped.is_set():
-                return
+            blockDefn, inputs = read(blockDefn)
             block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
-            future = self.executor.submit(function, block, inputs)
-            future.add_done_callback(lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+            future = self.run.submit(block, block, inputs)
+        except Exception as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+        future.add_done_callback(lambda future: self.answers.put((blockDefn, future)))
+
+    def _read_here(self, reader, blockDefn):
+        with self.timings.interval('reading'):
+            return blockDefn, reader.read(blockDefn)
+
+    def _read_by_rios(self, blockDefn):
+        from rios.rioserrors import TimeoutError
+        while not self.stopped:
+            with contextlib.suppress(TimeoutError):     # of popTimeout
+                return self.inBlockBuffer.popNextBlock()
 
     def _next_block(self):
-        """Wait for a block from the readers (blockDefn, inputs)."""
-        while not self.stopped.is_set():
-            with contextlib.suppress(self.rios.TimeoutError), self.timings.interval('pop_readbuffer'):
-                return self.inBlockBuffer.popNextBlock()
-            if self.exceptionQue.qsize():
-                raise AWSBatchException('A block could not be read; the preceding error says why.')
-        return None, None
-
-    def _deliver(self):
-        """Give results to RIOS as they come, until all are there or one is an exception."""
-        for _ in self.blockList:
-            blockDefn, future = self.answers.get()
-            if self.stopped.is_set():
-                return
-            if future.exception() is not None:
-                self._fail(future.exception())
-                return
-            outputs, timings, changed = future.result()
-            self.timings.merge(timings)
-            if changed is not None:
-                self.changed[blockDefn.top, blockDefn.left] = pickle.loads(changed)
-            with self.timings.interval('insert_computebuffer'):
-                self._insert(blockDefn, outputs)
-            future = outputs = None
-            self.room.release()
-
-    def _insert(self, blockDefn, outputs):
+        """What RIOS writes next: (blockDefn, outputs). RIOS raises what is in exceptionQue, the first first."""
         while True:
             try:
-                return self.outBlockBuffer.insertCompleteBlock(blockDefn, outputs)
-            except self.rios.TimeoutError:      # the main script is still writing
-                if self.stopped.is_set():
-                    return
+                blockDefn, future = self.answers.get(timeout=1)
+                break
+            except queue.Empty:
+                if self.exceptionQue.qsize():
+                    raise AWSBatchException('A block could not be read.') from None
+                if self.patience is not None and time.monotonic() > self.last + self.patience:
+                    raise AWSBatchException('No block was computed for {} seconds (computeBufferPopTimeout).'.format(
+                        self.patience)) from None
+        try:
+            outputs, timings = self.run.result(future)
+        except Exception as error:
+            from rios.structures import WorkerErrorRecord
+            self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
+            raise
+        self.timings.merge(timings)
+        self.room.release()
+        self.last = time.monotonic()
+        return blockDefn, outputs
 
     def shutdown(self):
         """End the run. RIOS calls this after the last block, and after any error."""
-        self.stopped.set()
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
-        for buffer in (self.inBlockBuffer, self.outBlockBuffer if self.threads else None):
-            if buffer is not None and self.rios is not None:
-                self._drain(buffer)
-        if self.threads:
+        self.stopped = True
+        if self.readers is not None:
             self.room.release()
-            self.answers.put((None, None))
-        for thread in self.threads:
-            thread.join()
-        if self.reader is not None:
-            self.reader.shutdown()
-        if self.timings is not None:
-            self.outObjList = [self.changed[block] for block in sorted(self.changed)] + [self.timings]
-            self.timings = None         # RIOS calls this again where startWorkers() has failed
-
-    def _drain(self, buffer):
-        """Take what is left in one of RIOS's buffers, so that no thread waits for room in it any more."""
-        buffer.insertTimeout, buffer.popTimeout = 1, 0
-        with contextlib.suppress(self.rios.TimeoutError):
-            while True:
-                buffer.popNextBlock()
+            self.readers.shutdown(cancel_futures=True)
+        if self.inBlockBuffer is not None:      # RIOS's own readers must not wait for room in it for ever
+            self.inBlockBuffer.insertTimeout = 1
+            with contextlib.suppress(Exception):
+                while True:
+                    self.inBlockBuffer.popNextBlock()
+        if self.run is not None:
+            self.run.end()
+            self.outObjList = self.run.copies() + [self.timings]

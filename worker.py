@@ -511,6 +511,7 @@ def main():
             env['RIOSRegion'])
     except KeyError as error:
         sys.exit('This is started by AWS Batch for a run of rios_awsbatch, which sets {}.'.format(error))
+    rios_awsbatch._channel_of_worker = channel      # STUB of branch G
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     os.set_blocking(_signalled, False)
