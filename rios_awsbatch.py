@@ -1430,6 +1430,9 @@ _entered, _channel_of_worker = [], None
 
 
 def _executor_for(count, **options):
+    if _entered and options:
+        raise ValueError('computeWorkerExtraParams has {}, but the workers are those of the "with AWSBatchExecutor(...)" '
+                         'around apply(): give it that.'.format(', '.join(options)))
     return (_entered[-1], False) if _entered else (AWSBatchExecutor(count, **options), True)
 
 
@@ -1451,27 +1454,15 @@ AWSBatchExecutor.__exit__ = lambda self, kind, *_: (_entered.remove(self), self.
 
 
 # ---------------------------------------------------------------------------------------------
-# RIOS: what both generations share
+# RIOS 1.4: a job manager; first what it shares with RIOS 2
 # ---------------------------------------------------------------------------------------------
 
-def _import_rios(module, name):
-    """A class of the installed RIOS; None if there is no RIOS, or not this generation of it."""
-    if 'RIOSRun' in os.environ:
-        return None         # in a worker, which starts faster without RIOS until a block asks for it
+def _from_rios(module, name):
+    """A class of RIOS to build on; object where there is none, and in a worker, which starts sooner so."""
     try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError:
-        return None
-    except AttributeError as error:
-        log.warning('%s', _rios_has_changed(error))
-        return None
-
-
-def _rios_has_changed(detail):
-    import rios
-    return AWSBatchException(
-        'RIOS {} has changed what rios_awsbatch {} builds on ({}). Look for a newer rios_awsbatch, or use RIOS '
-        '2.0.9.'.format(getattr(rios, '__version__', 'of this version'), __version__, detail))
+        return object if 'RIOSRun' in os.environ else getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return object
 
 
 @contextlib.contextmanager
@@ -1481,133 +1472,110 @@ def _known_rios():
         yield
     except (AttributeError, ImportError, KeyError, TypeError) as error:
         *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        missing = isinstance(error, ImportError) and (error.name or '').startswith('rios.')
-        if innermost.f_code.co_filename != __file__ and not missing:
+        ours = innermost.f_code.co_filename == __file__
+        if not ours and not str(getattr(error, 'name', '')).startswith('rios.'):
             raise           # RIOS itself stumbles over something, or is not in the worker's image
-        raise _rios_has_changed('{}: {}'.format(type(error).__name__, error)) from error
+        import rios
+        raise AWSBatchException('RIOS {} has changed what rios_awsbatch {} builds on: {!r}. Get a newer one, '
+                                'or RIOS 2.0.9.'.format(rios.__version__, __version__, error)) from error
 
 
 class _Function:
     """
-    A user function with all that is the same for its blocks. Workers get it once, and keep it.
+    A user function with all that is the same for its blocks. It travels once, and workers keep it.
 
-    Each block starts with otherArgs as the caller gave it. One that leaves it unchanged leaves it to the next.
+    Each block starts with the caller's otherArgs. One that does not change it leaves it to the next.
     """
     def __init__(self, executor, userFunction, otherArgs):
-        self.userFunction, self.args, self.state = userFunction, None, None
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
-        self.pickled = None if otherArgs is None else _pickled(otherArgs, 'otherArgs')
-        self.token = None
-        if self.pickled and len(self.pickled) > INLINE_BYTES:
-            self.token, self.pickled = executor.share(self.pickled), None
+        self.__name__, self.userFunction = _name(userFunction), userFunction
+        self.token = self.args = None
+        self.given = None if otherArgs is None else executor.share(_pickled(otherArgs, 'otherArgs'))
+
+    def __reduce__(self):       # once as it is, and with each block where that is
+        return (_kept, (self.token,)) if self.token else (copyreg.__newobj__, (type(self),), vars(self))
 
     def call(self, *params):
-        """Call the user function; the pickle of otherArgs if that was changed, else None."""
-        if self.pickled is None and self.token is None:
+        """Call the user function; the pickle of otherArgs if that has changed, else None."""
+        if self.given is None:
             self.userFunction(*params)
             return None
         if self.args is None:
-            self.args = pickle.loads(shared(self.token) if self.token else self.pickled)
-            self.state = self._digest(self.args)
+            self.args = pickle.loads(shared(self.given))
+            self.digest = _digest(self.args)
         args, self.args = self.args, None
         self.userFunction(*params, args)
-        if self._digest(args) != self.state:
+        if _digest(args) != self.digest:
             return _pickled(args, 'otherArgs, as the user function leaves it,')
         self.args = args
         return None
 
-    @staticmethod
-    def _digest(thing):
-        """A digest of all that would travel of something, without a copy of the arrays in it; None if it cannot."""
-        buffers = []
-        try:
-            digest = hashlib.sha256(cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append))
-        except Exception:
-            return None
-        for buffer in buffers:
-            digest.update(buffer.raw())
-        return digest.digest()
-
-
-class _Kept:
-    """Stands for a _Function that is in the run's folder; it is what travels with each block."""
-    def __init__(self, executor, function):
-        self.__name__ = _name(function.userFunction)
-        self.token = executor.share(_pickled(function, 'The function {}'.format(self.__name__)))
-
-    def __call__(self, *args):
-        return _unpickled(self.token)(*args)
-
 
 @functools.lru_cache(maxsize=2)
-def _unpickled(token):
+def _kept(token):
     return pickle.loads(shared(token))
 
 
-class _Run:
-    """
-    One applier.apply(): its executor, its outstanding blocks, and what they did to otherArgs.
+def _digest(thing):
+    """A digest of what would travel, without a copy of the arrays in it; None if it cannot travel."""
+    buffers = []
+    try:
+        digest = hashlib.sha256(cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append))
+    except Exception:
+        return None
+    for buffer in buffers:
+        digest.update(buffer.raw())
+    return digest.digest()
 
-    Args:
-        workers (int): how many, where no ``with AWSBatchExecutor(n):`` is open around it.
-        options: of :class:`AWSBatchExecutor`.
-    """
+
+class _Run:
+    """One apply(): the executor, the blocks that it has, and the copies of otherArgs that they changed."""
     def __init__(self, workers, **options):
         self.executor, own = _executor_for(workers, **options)
-        if options and not own:
-            raise ValueError('computeWorkerExtraParams has no effect on the workers of "with AWSBatchExecutor(...)" '
-                             'around apply(). Give them to that: {}.'.format(', '.join(sorted(options))))
-        self.blocks = {}            # outstanding futures to block
-        self.changed = {}           # block to its copy of otherArgs
-        # RIOS does not tell a job manager of every error.
-        self.end = weakref.finalize(self, self._end, self.executor, own, self.blocks)
+        self.blocks, self.copies, self.function = {}, {}, None      # future to block, block to copy
+        # By itself too, as RIOS does not tell a job manager that something else has failed.
+        self.end = weakref.finalize(self, self._end, self.executor if own else None, self.blocks)
 
     @staticmethod
-    def _end(executor, own, blocks):
-        if own:
+    def _end(executor, blocks):
+        if executor:
             executor.shutdown(cancel_futures=True)
         for future in list(blocks):
             future.cancel()
 
     def begin(self, function, otherArgs):
-        """Send what is the same for all blocks."""
-        self.otherArgs, self.kept = otherArgs, _Kept(self.executor, function)
+        self.function, self.otherArgs = function, otherArgs
+        function.token = self.executor.share(_pickled(function, 'The function {}'.format(function.__name__)))
 
     def submit(self, block, *args):
-        """Send a block, which is anything that can be sorted; its future."""
-        future = self.executor.submit(self.kept, *args)
+        """Send a block, which is anything that sorts; its future."""
+        future = self.executor.submit(self.function, *args)
         self.blocks[future] = block
         return future
 
     def result(self, future):
-        """Wait for what a block gives."""
         result, changed = future.result()
         block = self.blocks.pop(future)
         if changed is not None:
-            if not self.changed:
-                log.warning(
-                    'Blocks change otherArgs. Each has a copy of its own, and what was given to apply() stays as it is. The '
-                    'changed copies will be in otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList)')
-            self.changed[block] = pickle.loads(changed)
+            if not self.copies:
+                log.warning('The user function changes otherArgs. Each block has a copy of its own, and what '
+                            'apply() was given stays as it is. The changed copies will be in the list '
+                            'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
+            self.copies[block] = pickle.loads(changed)
         return result
 
-    def copies(self):
+    def give_copies(self):
         """Give the caller the changed copies of otherArgs, in the order of the blocks (list)."""
-        copies = [self.changed[block] for block in sorted(self.changed)]
+        copies = [self.copies[block] for block in sorted(self.copies)]
         if copies:
             with contextlib.suppress(AttributeError):
                 self.otherArgs.otherArgsList = copies
         return copies
 
 
-# ---------------------------------------------------------------------------------------------
-# RIOS 1.4: a job manager
-# ---------------------------------------------------------------------------------------------
-
-# RIOS takes the class that was defined last, so its own retired ones of the same name come first.
-_import_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
-_JobManager = _import_rios('rios.parallel.jobmanager', 'JobManager') or object
+# RIOS takes the class that was defined last, so its own retired one of the same name comes first.
+_from_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
 
 
 class _Rios1Function(_Function):
@@ -1617,129 +1585,91 @@ class _Rios1Function(_Function):
         return jobInfo.getFunctionResult(params), changed
 
 
-class AWSBatchJobManager(_JobManager):
+class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     """
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
 
-    All blocks are computed by workers. RIOS goes on to the next round of numSubJobs blocks while up to ROUNDS_AHEAD
-    earlier ones are still with the workers. Each block starts with the caller's otherArgs; every copy that the user
-    function changed is, after apply(), in the list otherArgs.otherArgsList, in the order of the blocks.
-
-    Args:
-        numSubJobs (int): how many workers, from controls.setNumThreads(). Inside ``with AWSBatchExecutor(n):`` its
-            n workers are used.
-
-    Raises:
-        ValueError, AWSBatchException: as for :class:`AWSBatchExecutor`.
+    setNumThreads(n) means n workers, which compute all blocks; in ``with AWSBatchExecutor(n):``, those do.
+    Each block starts with the caller's otherArgs; the copies that the user function changed are in the list
+    otherArgs.otherArgsList when apply() returns, in the order of the blocks. Raises as AWSBatchExecutor.
     """
     jobMgrType = 'AWSBatch'
 
     def __init__(self, numSubJobs):
         self.numSubJobs, self.tempdir = numSubJobs, '.'
-        self._run = _Run(numSubJobs)
-        self._same = None                   # the user function and the otherArgs that workers have
-        self._numbers = itertools.count(1)
-        self._rounds = collections.deque()  # futures that RIOS has not been given the results of
+        self._run, self._rounds = _Run(numSubJobs), collections.deque()     # of jobs not gathered
 
     def runSubJobs(self, function, fnInputs):
         """
-        Compute a round of blocks.
+        Compute a round of blocks (fnInputs, a RIOS JobInfo for each); a list of outputs, in order.
 
-        RIOS writes blocks in the order in which it is given them, so applier.apply() is given them some
-        rounds later, and the workers always have a next block. With its last round it is given all.
-
-        Args:
-            function: the user function.
-            fnInputs (list): a RIOS JobInfo for each block.
-
-        Returns:
-            list: the outputs of blocks, in their order.
-
-        Raises:
-            As :meth:`gatherAllOutputs`. The run has ended then.
+        RIOS writes blocks in the order in which it gets them. So apply() is given them ROUNDS_AHEAD rounds
+        later, and all with its last round: workers always have a next block. Raises what the user function
+        raised, from its traceback there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
         """
         try:
-            self._rounds.append(self.startAllJobs(function, fnInputs))
-            # Of other callers nobody knows what they do with the outputs.
-            ahead = ROUNDS_AHEAD if _is_rios_job(fnInputs[-1]) and not fnInputs[-1].info.isLastBlock() else 0
-            outputs = []
-            while len(self._rounds) > ahead:
+            self._rounds.append([self.startOneJob(function, jobInfo) for jobInfo in fnInputs])
+            outputs, last = [], fnInputs[-1]
+            more = type(last).__module__ == 'rios.applier' and not last.info.isLastBlock()
+            while len(self._rounds) > (ROUNDS_AHEAD if more else 0):
                 outputs += self.gatherAllOutputs(self._rounds.popleft())
             return outputs
         except BaseException:
             self._run.end()
             raise
 
-    def startAllJobs(self, function, jobInputs):
-        """Send a round of blocks to the workers; a job for each (list), as :meth:`startOneJob`."""
-        return [self.startOneJob(function, jobInfo) for jobInfo in jobInputs]
-
     def startOneJob(self, userFunc, jobInfo):
-        """Send one block to the workers; a job (Future) for waitOnJobs() and gatherAllOutputs()."""
-        jobInfo, otherArgs = copy.copy(jobInfo.prepareForPickling()), None
-        if _is_rios_job(jobInfo):
-            otherArgs, jobInfo.otherargs = jobInfo.otherargs, None
-        if self._same is None or self._same[0] is not userFunc or self._same[1] is not otherArgs:
-            self._same = userFunc, otherArgs
+        """Send one block; a job (Future) for gatherAllOutputs()."""
+        jobInfo = copy.copy(jobInfo.prepareForPickling())
+        otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
+        if self._run.function is None or self._run.function.userFunction is not userFunc:
             self._run.begin(_Rios1Function(self._run.executor, userFunc, otherArgs), otherArgs)
         info = getattr(jobInfo, 'info', None)
-        label = 'block {}, {}'.format(getattr(info, 'xblock', '?'), getattr(info, 'yblock', '?'))
-        return self._run.submit(next(self._numbers), label, jobInfo)
+        block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
+        return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
 
     def waitOnJobs(self, jobIDlist):
-        """Does nothing: gatherAllOutputs() waits for the blocks."""
+        """Nothing: gatherAllOutputs() waits."""
 
     def gatherAllOutputs(self, jobIDlist):
-        """
-        Wait for the blocks of a round.
-
-        Returns:
-            list: the outputs of each block, in the order of the list.
-
-        Raises:
-            What the user function raised, with the worker's traceback as the cause; or
-            AWSBatchException as in :meth:`AWSBatchExecutor.submit`.
-        """
-        return [self._run.result(job) if isinstance(job, concurrent.futures.Future) else job for job in jobIDlist]
+        """Wait for jobs; their outputs, in the order of the list. Raises as :meth:`runSubJobs`."""
+        return [self._run.result(job) if isinstance(job, concurrent.futures.Future) else job
+                for job in jobIDlist]
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
         self._run.end()
         if self._rounds:
-            raise AWSBatchException('RIOS ended with {} rounds of blocks not written.'.format(len(self._rounds)))
-        self._run.copies()
-
-
-def _is_rios_job(jobInfo):
-    """Whether applier.apply() has made it."""
-    return (type(jobInfo).__module__, type(jobInfo).__name__) == ('rios.applier', 'RIOSJobInfo')
+            raise AWSBatchException('RIOS has ended, but some of the last blocks are not written.')
+        self._run.give_copies()
 
 
 # ---------------------------------------------------------------------------------------------
 # RIOS 2: a compute-worker manager
 # ---------------------------------------------------------------------------------------------
 
-_ComputeWorkerManager = _import_rios('rios.computemanager', 'ComputeWorkerManager') or object
 _RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
 
-# What the names of files have that a worker can read as well as the main script can.
-_REMOTE = ('/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://')
 
-
-def _is_remote(filename):
-    return any(mark in filename for mark in _REMOTE)
+def _is_remote(file):
+    """Whether a worker can read a file of RIOS as well as the main script can."""
+    return any(mark in file[2] for mark in (
+        '/vsis3', '/vsicurl', '/vsigs', '/vsiaz', '/vsiadls', '/vsioss', '/vsiswift', 'http://', 'https://'))
 
 
 class _Rios2Function(_Function):
-    """Computes one block of RIOS 2 in a worker; `inputs` is None when the worker reads the block."""
+    """Computes a block of RIOS 2 in a worker. `inputs` is None when the worker reads it."""
     def __init__(self, executor, given):
         super().__init__(executor, given['userFunction'], given['otherArgs'])
-        self.infiles, self.workinggrid, self.allInfo = given['infiles'], given['workinggrid'], given['allInfo']
-        self.controls = copy.copy(given['controls'])
+        self.infiles, self.allInfo, self.grid = given['infiles'], given['allInfo'], given['workinggrid']
+        self.controls, self.threads = copy.copy(given['controls']), None
+        self.controls.concurrency = copy.copy(self.controls.concurrency)
+        self.controls.concurrency.numReadWorkers = self.controls.concurrency.numReadWorkers or 1
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
-        from osgeo import osr
-        copyreg.pickle(osr.SpatialReference, _reduce_system)            # of vectors in allInfo
-        self.reader = None
+        from osgeo import osr           # of vectors in allInfo; GDAL does not know how to pickle it
+        copyreg.pickle(osr.SpatialReference, lambda system: (
+            osr.SpatialReference, (system.ExportToWkt(['FORMAT=WKT2']),), system.GetAxisMappingStrategy(),
+            None, None, osr.SpatialReference.SetAxisMappingStrategy))
 
     def __call__(self, block, inputs):
         from osgeo import gdal
@@ -1747,201 +1677,149 @@ class _Rios2Function(_Function):
         with _known_rios():
             from rios.readerinfo import makeReaderInfo
             from rios.structures import ApplierBlockDefn, BlockAssociations, Timers
-            blockDefn, timings, outputs = ApplierBlockDefn(*block), Timers(), BlockAssociations()
+            blockDefn, outputs, timings = ApplierBlockDefn(*block), BlockAssociations(), Timers()
             if inputs is None:
-                self.reader = self.reader or _Reader(self)
                 with timings.interval('reading'):
-                    inputs = self.reader.read(blockDefn, self.reader.threads.map)
-            info = makeReaderInfo(self.workinggrid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
+                    inputs = self.read(blockDefn)
+            info = makeReaderInfo(self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
         with timings.interval('userfunction'):
             changed = self.call(info, inputs, outputs)
         return (outputs, timings), changed
 
-
-def _reduce_system(system):
-    """How a coordinate system is pickled, which GDAL does not know."""
-    return _restore_system, (system.ExportToWkt(['FORMAT=WKT2']), system.GetAxisMappingStrategy())
-
-
-def _restore_system(wkt, strategy):
-    from osgeo import osr
-    system = osr.SpatialReference(wkt)
-    system.SetAxisMappingStrategy(strategy)
-    return system
-
-
-class _Reader:
-    """Reads blocks: those of a worker with threads that read a file each, or in threads of the main script."""
-    def __init__(self, function, tempdir=None):
-        from rios.structures import RasterizationMgr, TempfileManager
-        self.function = function
-        self.tmpfileMgr, self.rasterizeMgr = TempfileManager(tempdir), RasterizationMgr()
-        weakref.finalize(self, self.tmpfileMgr.cleanup)     # at the end of the worker too
-        self.threads = concurrent.futures.ThreadPoolExecutor(max(1, function.controls.concurrency.numReadWorkers))
-        self.opened = threading.local()         # GDAL objects must not be shared by threads
-
-    def read(self, blockDefn, each=map):
-        from rios.structures import BlockAssociations
-        inputs, files = BlockAssociations(self.function.infiles), list(self.function.infiles)
-        for (symbolicName, number, _), array in zip(files, each(functools.partial(self._read, blockDefn), files)):
-            inputs[symbolicName, number] = array
+    def read(self, blockDefn):
+        from rios.structures import BlockAssociations, RasterizationMgr, TempfileManager
+        if self.threads is None:
+            self.threads = concurrent.futures.ThreadPoolExecutor(self.controls.concurrency.numReadWorkers)
+            self.opened = threading.local()         # GDAL objects must not be shared by threads
+            self.rasterizeMgr, self.tmpfileMgr = RasterizationMgr(), TempfileManager(None)
+        inputs, files = BlockAssociations(self.infiles), list(self.infiles)
+        for file, array in zip(files, self.threads.map(functools.partial(self.read_one, blockDefn), files)):
+            inputs[file[:2]] = array
         return inputs
 
-    def _read(self, blockDefn, file):
+    def read_one(self, blockDefn, file):
         from rios.imagereader import readBlockOneFile
-        function, cache = self.function, self.opened.__dict__.setdefault('cache', {})
         try:
-            return readBlockOneFile(blockDefn, *file, cache, function.controls, self.tmpfileMgr, self.rasterizeMgr,
-                                    function.workinggrid, function.allInfo)
-        except Exception as error:
-            if 'RIOSRun' not in os.environ or _is_remote(file[2]):
+            cache = vars(self.opened).setdefault('cache', {})
+            return readBlockOneFile(blockDefn, *file, cache, self.controls, self.tmpfileMgr,
+                                    self.rasterizeMgr, self.grid, self.allInfo)
+        except RuntimeError as error:
+            if _is_remote(file):
                 raise
             raise AWSBatchException(
-                'A worker cannot read "{}": {}. Workers have none of the files of the computer that the main script runs '
-                'on. Without computeWorkersRead=True the main script reads them; or put them on S3, as '
-                '/vsis3/bucket/name.'.format(file[2], error)) from error
+                'A worker cannot read "{}" ({}): it has none of the files of your computer. Put it on S3, or '
+                'leave computeWorkersRead out, and the main script reads.'.format(file[2], error)) from error
 
 
-class AWSBatchComputeWorkerMgr(_ComputeWorkerManager):
+class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerManager')):
     """
-    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'.
-
-    Blocks go to whichever worker is free. Each starts with the caller's otherArgs, and every copy that the user
-    function changed is in otherArgsList of what applier.apply() returns, in the order of the blocks (and, for scripts
-    that know RIOS 1.4 as well, in otherArgs.otherArgsList). The README says what each parameter of ConcurrencyStyle does.
+    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs is as
+    with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.run = self.readers = self.timings = self.inBlockBuffer = None
-        self.outObjList = []
-        self.answers = queue.SimpleQueue()  # (blockDefn, future) of what is computed
-        self.stopped = False
+        self.run = self.buffer = self.readers = None
+        self.outObjList, self.answers = [], queue.SimpleQueue()     # (blockDefn, future) when done
 
     def startWorkers(self, numWorkers=None, **given):
         """
-        Start the workers and the sending of blocks; return when the first worker is up.
-
-        Args:
-            numWorkers (int): how many. Inside ``with AWSBatchExecutor(n):`` its n workers are used.
-            given: userFunction, infiles, otherArgs, controls, blockList, inBlockBuffer, outBlockBuffer, workinggrid,
-                allInfo, tmpfileMgr and exceptionQue, as RIOS 2 gives them.
-
-        Raises:
-            ValueError: a parameter of ConcurrencyStyle makes no sense here.
-            AWSBatchException: as for :class:`AWSBatchExecutor`; or no worker was up within
-                computeBarrierTimeout; or this RIOS is not one that we know.
+        Start the workers, or use those of ``with AWSBatchExecutor(n):``; return when the first is up. Raises
+        ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no worker
+        was up within computeBarrierTimeout, or when RIOS has changed too much.
         """
+        style = given['controls'].concurrency
         try:
-            self._start(numWorkers, **given)
+            self.run = _Run(numWorkers, **self._options(style))
+            with _known_rios():
+                self._start(style, given)
+            if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
+                raise AWSBatchException('No worker was up within {} seconds (computeBarrierTimeout). {}'
+                                        .format(style.computeBarrierTimeout, RUNNABLE_CAUSES))
         except BaseException:
             self.shutdown()         # RIOS does it for an Exception, but not when the script is interrupted
             raise
 
-    def _start(self, numWorkers, **given):
-        with _known_rios():
-            from rios.structures import Timers
-            self.timings, self.exceptionQue, style = Timers(), given['exceptionQue'], given['controls'].concurrency
-            options, self.patience = self._understood(style)
-            self.run = _Run(numWorkers, **options)
-            function = _Rios2Function(self.run.executor, given)
-            self.run.begin(function, given['otherArgs'])
-            read, threads = (lambda blockDefn: (blockDefn, None)), 1
-            if given['inBlockBuffer'] is not None:      # RIOS reads, as for computeWorkersRead=False
-                self.inBlockBuffer, read = given['inBlockBuffer'], self._read_by_rios
-                self.inBlockBuffer.insertTimeout, self.inBlockBuffer.popTimeout = None, 1
-            elif style.computeWorkersRead == 'auto' and not all(_is_remote(file[2]) for file in given['infiles']):
-                reader, threads = _Reader(function, given['controls'].tempdir), max(1, style.numReadWorkers)
-                read = functools.partial(self._read_here, reader)
-            given['outBlockBuffer'].popNextBlock            # RIOS calls it for the next block to write: ...
-            given['outBlockBuffer'].popNextBlock = self._next_block
-        self.room = threading.Semaphore(4 * self.run.executor.stats()['workers'])   # blocks that are on their way
-        self.readers = concurrent.futures.ThreadPoolExecutor(threads)
-        for blockDefn in given['blockList']:
-            self.readers.submit(self._send, read, blockDefn)
-        if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
-            raise AWSBatchException('No worker has come up within {} seconds (computeBarrierTimeout). {}'.format(
-                style.computeBarrierTimeout, RUNNABLE_CAUSES))
-        self.last = time.monotonic()
+    def _start(self, style, given):
+        from rios.structures import Timers
+        self.timings, self.exceptionQue, self.buffer = Timers(), given['exceptionQue'], given['inBlockBuffer']
+        self.run.begin(_Rios2Function(self.run.executor, given), given['otherArgs'])
+        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, given['infiles'])):
+            self._read_here(given)
+        if self.buffer is not None:     # RIOS would give up when nothing is taken from it for some seconds
+            self.buffer.insertTimeout, self.buffer.popTimeout = None, 0
+        given['outBlockBuffer'].popNextBlock                        # RIOS takes the next block to write ...
+        given['outBlockBuffer'].popNextBlock = self._next_block     # ... from us
+        self.left, self.most = collections.deque(given['blockList']), 4 * self.run.executor.stats()['workers']
+        self._send()
 
     @staticmethod
-    def _understood(style):
-        """What a ConcurrencyStyle asks for: options of AWSBatchExecutor, and seconds to wait for a block or None."""
-        if style.singleBlockComputeWorkers:
-            raise ValueError('singleBlockComputeWorkers makes no sense with CW_AWSBATCH, whose workers take one block after '
-                             'another from whatever is left: say how many with numComputeWorkers.')
-        options = dict(style.computeWorkerExtraParams or {})
-        known = [parameter.name for parameter in inspect.signature(AWSBatchExecutor).parameters.values()
-                 if parameter.kind is parameter.KEYWORD_ONLY]
-        for name in options:
-            if name not in known:
-                raise ValueError('computeWorkerExtraParams has no "{}" with CW_AWSBATCH, but {}.'.format(name, ', '.join(known)))
-        usual = type(style)()
-        for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout', 'computeBufferInsertTimeout'):
+    def _options(style):
+        """Look at the parameters of a ConcurrencyStyle; options of AWSBatchExecutor (dict)."""
+        options, usual = style.computeWorkerExtraParams or {}, type(style)()
+        known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
+        for name in set(options).difference(known):
+            raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
+                ', '.join(known), name))
+        for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout',
+                     'computeBufferInsertTimeout', 'computeBufferPopTimeout'):
             if getattr(style, name) != getattr(usual, name):
-                log.debug('%s=%r has no effect with CW_AWSBATCH, which does not need it', name, getattr(style, name))
-        patience = style.computeBufferPopTimeout
-        return options, None if patience == usual.computeBufferPopTimeout else patience
+                log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
+        return options
 
-    def _send(self, read, blockDefn):
-        """In a thread: read a block, unless a worker does, and send it, as soon as there is room."""
-        self.room.acquire()
-        if self.stopped:
-            return self.room.release()      # for the next
-        try:
-            blockDefn, inputs = read(blockDefn)
-            block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
-            future = self.run.submit(block, block, inputs)
-        except Exception as error:
-            future = concurrent.futures.Future()
-            future.set_exception(error)
-        future.add_done_callback(lambda future: self.answers.put((blockDefn, future)))
+    def _read_here(self, given):
+        """Have RIOS read in the main script, as it does for computeWorkersRead=False."""
+        from rios.imagereader import ReadWorkerMgr
+        from rios.structures import BlockBuffer, RasterizationMgr
+        controls, self.readers = self.run.function.controls, ReadWorkerMgr()
+        self.buffer = BlockBuffer(given['infiles'], controls.concurrency.numReadWorkers, None, 0, 'read')
+        self.readers.startReadWorkers(
+            given['blockList'], given['infiles'], given['allInfo'], controls, given['tmpfileMgr'],
+            RasterizationMgr(), given['workinggrid'], self.buffer, self.timings, self.exceptionQue)
 
-    def _read_here(self, reader, blockDefn):
-        with self.timings.interval('reading'):
-            return blockDefn, reader.read(blockDefn)
-
-    def _read_by_rios(self, blockDefn):
+    def _send(self):
+        """Send blocks while there is room; whether the readers are ahead of the workers."""
         from rios.rioserrors import TimeoutError
-        while not self.stopped:
-            with contextlib.suppress(TimeoutError):     # of popTimeout
-                return self.inBlockBuffer.popNextBlock()
+        while self.left and len(self.run.blocks) < self.most:
+            blockDefn, inputs = self.left[0], None
+            if self.buffer is not None:
+                try:
+                    blockDefn, inputs = self.buffer.popNextBlock()      # does not wait
+                except TimeoutError:
+                    return False
+            self.left.popleft()
+            block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
+            self.run.submit(block, block, inputs).add_done_callback(
+                lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
+        return True
 
     def _next_block(self):
-        """What RIOS writes next: (blockDefn, outputs). RIOS raises what is in exceptionQue, the first first."""
+        """What RIOS writes next (blockDefn, outputs). On an error it raises the first in exceptionQue."""
+        from rios.structures import WorkerErrorRecord
         while True:
             try:
-                blockDefn, future = self.answers.get(timeout=1)
+                blockDefn, future = self.answers.get(timeout=1 if self._send() else 0.02)
+                outputs, timings = self.run.result(future)
                 break
             except queue.Empty:
-                if self.exceptionQue.qsize():
+                if self.exceptionQue.qsize():       # of RIOS's readers
                     raise AWSBatchException('A block could not be read.') from None
-                if self.patience is not None and time.monotonic() > self.last + self.patience:
-                    raise AWSBatchException('No block was computed for {} seconds (computeBufferPopTimeout).'.format(
-                        self.patience)) from None
-        try:
-            outputs, timings = self.run.result(future)
-        except Exception as error:
-            from rios.structures import WorkerErrorRecord
-            self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
-            raise
+            except Exception as error:
+                self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
+                raise
         self.timings.merge(timings)
-        self.room.release()
-        self.last = time.monotonic()
         return blockDefn, outputs
 
     def shutdown(self):
         """End the run. RIOS calls this after the last block, and after any error."""
-        self.stopped = True
-        if self.readers is not None:
-            self.room.release()
-            self.readers.shutdown(cancel_futures=True)
-        if self.inBlockBuffer is not None:      # RIOS's own readers must not wait for room in it for ever
-            self.inBlockBuffer.insertTimeout = 1
+        if self.buffer is not None:         # readers would wait for room in it for ever
+            self.buffer.insertTimeout, self.buffer.popTimeout = 1, 0
             with contextlib.suppress(Exception):
                 while True:
-                    self.inBlockBuffer.popNextBlock()
+                    self.buffer.popNextBlock()
+        if self.readers is not None:
+            self.readers.shutdown()
         if self.run is not None:
             self.run.end()
-            self.outObjList = self.run.copies() + [self.timings]
+            self.outObjList = self.run.give_copies() + [self.timings]

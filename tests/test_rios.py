@@ -5,9 +5,11 @@ Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/b
 RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run with. Without it, the RIOS that is
 installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder tests/double, which have the
 documented interface and no more. The name of each test says which it was.
+
+Every RIOS has a stack of its own, with an image that has it. Where workers read files, these are in the folder
+$RIOS_AWSBATCH_LOCAL_SHARED, which jobs see as a network file system.
 """
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -16,13 +18,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
-import boto3
 import numpy
 import pytest
 from osgeo import gdal, ogr, osr
 
-import rios_awsbatch
+from tests.conftest import PATIENCE, Stack
 
 gdal.UseExceptions()
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -75,6 +77,10 @@ STYLES = {
     'workers-read-2': style(numComputeWorkers=2, computeWorkersRead=True, numReadWorkers=2)}
 
 
+def usual(source):
+    return STYLES['default' if source.is_2 else 'two-calls']
+
+
 def every(*, two=True, one=True, styles=None):
     """Parametrize a test with the sources, and with the styles that each of them has."""
     chosen = []
@@ -106,14 +112,14 @@ class Bar(cuiprogress.CUIProgressBar):
         print('progress', progress, flush=True)
         super().setProgress(progress)
 
-def apply(userFunction, options):
+def apply(userFunction, options, table=None):
     infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
-    # Whole paths, as workers that read have a working directory of their own.
+    # Whole paths, as workers that read have a working folder of their own.
     infiles.image, infiles.shapes = os.path.abspath('image.tif'), os.path.abspath('shapes.geojson')
     infiles.others = [os.path.abspath('other0.tif'), os.path.abspath('other1.tif')]
     outfiles.sums, outfiles.parts = 'sums.tif', ['part0.tif', 'part1.tif']
     otherArgs = applier.OtherInputs()
-    otherArgs.gain, otherArgs.blocks = 3, []
+    otherArgs.gain, otherArgs.blocks, otherArgs.table = 3, [], table
     controls = applier.ApplierControls()
     controls.setWindowXsize({block})
     controls.setWindowYsize({block})
@@ -130,7 +136,8 @@ def apply(userFunction, options):
         controls.setConcurrencyStyle(applier.ConcurrencyStyle(**options['style']))
     returned = applier.apply(userFunction, infiles, outfiles, otherArgs, controls=controls)
     print(json.dumps({{
-        'blocks': otherArgs.blocks, 'copies': [each.blocks for each in getattr(returned, 'otherArgsList', [])],
+        'blocks': otherArgs.blocks, 'copies': [each.blocks for each in getattr(otherArgs, 'otherArgsList', [])],
+        'returned': [each.blocks for each in returned.otherArgsList] if returned else None,
         'timings': returned.timings.formatReport() if returned else None,
         'names': sorted(returned.timings.pairs) if returned else None}}))
 
@@ -172,35 +179,25 @@ def make_inputs(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    make_inputs(tmp_path)
-    return tmp_path
+    """Where a main script runs, with the inputs; workers see it where RIOS_AWSBATCH_LOCAL_SHARED is set."""
+    shared = os.environ.get('RIOS_AWSBATCH_LOCAL_SHARED')
+    if not shared:
+        make_inputs(tmp_path)
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=shared) as name:
+        make_inputs(pathlib.Path(name))
+        yield pathlib.Path(name)
 
 
-@pytest.fixture(scope='session', autouse=True)
-def image_with_rios(tmp_path_factory):
-    """An image whose RIOS is that of the main script: on AWS it is built with one, here are several."""
-    shared = tmp_path_factory.mktemp('image')
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        shared = tmp_path_factory.getbasetemp().parent
-    entry = shared / 'worker.py'
-    with open(shared / 'lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not entry.exists():
-            entry.write_text(ENTRY_POINT.format(root=str(ROOT)))
-            subprocess.run([sys.executable, str(ROOT / 'scripts/local_aws.py'), 'push', 'BatchECR', str(entry)], check=True)
+STACKS = {}
 
 
-ENTRY_POINT = '''
-import json, os, runpy, sys
-sys.path.insert(0, {root!r})
-import boto3
-lease = boto3.client('s3', region_name=os.environ['RIOSRegion']).get_object(
-    Bucket=os.environ['RIOSBucket'], Key='runs/' + os.environ['RIOSRun'] + '/lease')['Body'].read()
-with open('/proc/%d/environ' % json.loads(lease)['pid']) as environ:
-    main = dict(item.split('=', 1) for item in environ.read().split(chr(0)) if '=' in item)
-sys.path[:0] = main.get('PYTHONPATH', '').split(os.pathsep)
-runpy.run_path({root!r} + '/worker.py', run_name='__main__')
-'''
+def stack_of(source):
+    """The stack whose image has that RIOS, and nothing else of this computer."""
+    if source not in STACKS:
+        STACKS[source] = Stack().create().push('BatchECR', ROOT / 'worker.py', 'PYTHONPATH=' + os.pathsep.join(source.folders))
+    return STACKS[source]
 
 
 def start(source, folder, text, options=None, **environment):
@@ -208,13 +205,14 @@ def start(source, folder, text, options=None, **environment):
     script = folder / 'main.py'
     script.write_text(text)
     return subprocess.Popen([sys.executable, str(script), json.dumps(options or {})], cwd=str(folder), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=source.environment(**environment))
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=source.environment(RIOS_AWSBATCH_STACK=stack_of(source).name, **environment))
 
 
 def finish(process):
     """Wait for a main script: (exit status, standard output, standard error)."""
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail('the main script hangs:\n{}\n{}'.format(*process.communicate()))
@@ -252,13 +250,10 @@ def without_concurrency(source, folder):
     return ALONE[source]
 
 
-def left_on_aws():
+def left_on_aws(source):
     """Queues and objects of any run whose main script is not there any more, by run."""
-    sqs, s3 = (boto3.client(service, region_name=rios_awsbatch.REGION) for service in ('sqs', 's3'))
-    queues = sqs.list_queues(QueueNamePrefix=rios_awsbatch.STACK_NAME + '_').get('QueueUrls', [])
-    objects = s3.list_objects_v2(Bucket=rios_awsbatch.getStackOutputs()['BatchBucket'], Prefix='runs/').get('Contents', [])
-    return {re.search(r'\d{8}T\d{6}-[0-9a-f]{8}', name).group()
-            for name in queues + [item['Key'] for item in objects]}
+    stack = stack_of(source)
+    return {re.search(r'\d{8}T\d{6}-[0-9a-f]{8}', name).group() for name in stack.queues() + stack.objects('runs/')}
 
 
 # A main script tells which runs are its own, for those that must leave nothing.
@@ -271,10 +266,10 @@ rios_awsbatch.AWSBatchExecutor._start_workers = told
 '''
 
 
-def assert_nothing_left(out, runs=1):
+def assert_nothing_left(source, out, runs=1):
     told = re.findall(r'^run (\S+)$', out, re.MULTILINE)
     assert len(told) == runs
-    assert not left_on_aws() & set(told)
+    assert not left_on_aws(source) & set(told)
 
 
 def assert_failed_at_once(err):
@@ -301,21 +296,19 @@ def test_outputs_are_those_without_concurrency(source, style_name, folder):
         assert found[name].dtype == expected[name].dtype
         assert numpy.array_equal(found[name], expected[name])
     assert expected['sums.tif'].std() > 0 and expected['part0.tif'].any() and expected['part1.tif'].max() == COLUMNS
-    if source.is_2:
-        # Each block started from the caller's otherArgs, and every changed copy came back, in the order of the blocks.
-        assert returned['copies'] == [[block] for block in alone['blocks']]
-        assert len(returned['copies']) == BLOCKS and returned['blocks'] == []
+    # Each block started from the caller's otherArgs, and every changed copy came back, in the order of the blocks.
+    assert returned['copies'] == [[block] for block in alone['blocks']]
+    assert len(returned['copies']) == BLOCKS and returned['blocks'] == []
+    assert returned['returned'] in (None, returned['copies'])
+    assert err.count('otherArgs.otherArgsList: sum(') == 1
 
 
 @every(one=False, styles=['default', 'workers-read-2'])
 def test_timings_report_names_what_rios_names(source, style_name, folder):
     returned, _ = succeed(source, folder, CONCURRENT + SCRIPT + EVERYTHING, STYLES[style_name])
-    expected = {'walltime', 'startcomputeworkers', 'reading', 'userfunction', 'insert_computebuffer', 'pop_computebuffer',
-                'writing'}
-    if style_name == 'default':
-        expected |= {'insert_readbuffer', 'pop_readbuffer'}
+    expected = {'walltime', 'startcomputeworkers', 'reading', 'userfunction', 'pop_computebuffer', 'writing'}
     assert expected <= set(returned['names'])
-    for name in ('reading', 'startcomputeworkers', 'userfunction', 'insert_computebuffer', 'pop_computebuffer'):
+    for name in ('reading', 'startcomputeworkers', 'userfunction', 'pop_computebuffer'):
         assert re.search(r'^{}\s+\d'.format(name), returned['timings'], re.MULTILINE), returned['timings']
 
 
@@ -332,41 +325,84 @@ def test_example_gives_the_same_texture_with_and_without_aws(source, folder):
     def texture(name, *more):
         subprocess.run([sys.executable, str(ROOT / 'examples/texture_rios.py'),
                         str(ROOT / 'examples/data/landsat7_olinda.tif'), str(folder / name), '--blocksize', '128',
-                        '--radius', '1', *more], check=True, cwd=str(folder), env=source.environment())
+                        '--radius', '1', *more], check=True, cwd=str(folder),
+                       env=source.environment(RIOS_AWSBATCH_STACK=stack_of(source).name))
         return gdal.Open(str(folder / name)).ReadAsArray()
     assert numpy.array_equal(texture('serial.tif', '--serial'), texture('aws.tif', '--workers', '3'))
 
 
-@every(two=False)
-def test_main_script_computes_while_no_worker_is_up(source, folder):
-    # The only worker is put off until all but the last block are computed.
+@every()
+def test_workers_compute_every_block(source, folder):
     returned, _ = succeed(source, folder, CONCURRENT + SCRIPT + r'''
-up = rios_awsbatch.AWSBatchExecutor._worker_up
-def late(self, *args):
-    while not os.path.exists('computed'):
-        time.sleep(0.01)
-    up(self, *args)
-rios_awsbatch.AWSBatchExecutor._worker_up = late
-main = os.getpid()
-
 def where(info, inputs, outputs, otherArgs):
+    assert os.environ['AWS_BATCH_JOB_ID']
     everything(info, inputs, outputs, otherArgs)
-    if os.getpid() == main and len(otherArgs.blocks) == %d:
-        open('computed', 'w').close()
 apply(where, options)
-''' % (BLOCKS - 1), {'threads': 2})
-    assert len(returned['blocks']) >= BLOCKS - 1
-    mixed = results(folder)
+''', usual(source))
+    assert len(returned['copies']) == BLOCKS
+
+
+@every()
+def test_other_args_travel_once_and_each_block_starts_with_the_callers(source, folder):
+    pickled, _ = succeed(source, folder, CONCURRENT + SCRIPT + r'''
+class Table:
+    """Much, which counts how often this process pickles and unpickles it."""
+    def __init__(self):
+        self.values = np.zeros(300000)
+    def __getstate__(self):
+        sys.pickled = getattr(sys, 'pickled', 0) + 1
+        return self.values
+    def __setstate__(self, values):
+        sys.unpickled = getattr(sys, 'unpickled', 0) + 1
+        self.values = values
+
+def look(info, inputs, outputs, otherArgs):
+    assert sys.unpickled == 1
+    mine = applier.OtherInputs()
+    mine.gain, mine.blocks = otherArgs.gain, []
+    everything(info, inputs, outputs, mine)
+
+def spoil(info, inputs, outputs, otherArgs):
+    assert not otherArgs.table.values.any()
+    otherArgs.table.values[:] = 1
+    everything(info, inputs, outputs, otherArgs)
+
+apply(look, options, Table())
+pickled = sys.pickled
+apply(spoil, options, Table())
+print(pickled)
+''', usual(source))
+    assert pickled == 1
+
+
+@every()
+def test_one_executor_serves_many_applies(source, folder):
     _, expected = without_concurrency(source, folder)
-    assert all(numpy.array_equal(expected[name], mixed[name]) for name in expected)
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + r'''
+def unlucky(info, inputs, outputs, otherArgs):
+    raise ArithmeticError('no luck')
+with rios_awsbatch.AWSBatchExecutor(2) as executor:
+    apply(everything, options)
+    try:
+        apply(unlucky, options)
+    except Exception as error:
+        print('told', type(error).__name__)
+    for number in range(3):
+        apply(everything, options)
+    print('blocks', sum(executor.stats()['blocks_per_worker'].values()))
+''', usual(source))
+    assert status == 0, err
+    assert 'told' in out
+    assert_nothing_left(source, out, runs=1)
+    found = results(folder)
+    assert all(numpy.array_equal(expected[name], found[name]) for name in expected)
 
 
 @every()
 def test_two_runs_in_one_script(source, folder):
-    options = STYLES['two-calls' if not source.is_2 else 'default']
-    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + 2 * EVERYTHING, options)
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + 2 * EVERYTHING, usual(source))
     assert status == 0, err
-    assert_nothing_left(out, runs=2)
+    assert_nothing_left(source, out, runs=2)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -374,15 +410,10 @@ def test_two_runs_in_one_script(source, folder):
 # ---------------------------------------------------------------------------------------------
 
 FAILING = r'''
-failed = os.path.abspath('failed')
-
 def unlucky(info, inputs, outputs, otherArgs):
     everything(info, inputs, outputs, otherArgs)
-    if os.environ.get('AWS_BATCH_JOB_ID') and info.getBlockCount() != (0, 0):
-        open(failed, 'w').close()
+    if info.getBlockCount() != (0, 0):
         raise ArithmeticError('no luck with this block')
-    while not os.path.exists(failed):       # in RIOS 1.4 this is the first block, which the main script computes
-        time.sleep(0.05)
 apply(unlucky, options)
 '''
 
@@ -399,24 +430,7 @@ def test_user_exception_surfaces_as_rios_users_know_it(source, style_name, folde
     if source.is_2:
         errors = re.findall(r'^Error in (\w+) worker', err, re.MULTILINE)
         assert errors == ['compute'], 'the first error that RIOS shows is not the real one'
-    assert_nothing_left(out)
-
-
-@every(two=False)
-def test_exception_in_the_main_scripts_own_block_leaves_nothing(source, folder):
-    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + r'''
-def unlucky(info, inputs, outputs, otherArgs):
-    everything(info, inputs, outputs, otherArgs)
-    if not os.environ.get('AWS_BATCH_JOB_ID') and info.getBlockCount()[1] == 2:
-        raise ArithmeticError('no luck here')
-try:
-    apply(unlucky, options)
-except ArithmeticError as error:
-    print('told:', error)
-''', TWO_CALLS)
-    assert status == 0, err
-    assert 'told: no luck here' in out
-    assert_nothing_left(out)
+    assert_nothing_left(source, out)
 
 
 @every(styles=['two-calls', 'default', 'workers-read-0'])
@@ -435,7 +449,7 @@ apply(slow, options)
             break
     status, out, err = finish(process)
     assert status not in (0, 1), (status, err)
-    assert_nothing_left(early + out)
+    assert_nothing_left(source, early + out)
 
 
 @every(one=False)
@@ -449,7 +463,7 @@ rios_awsbatch.AWSBatchExecutor.wait_for_workers = interrupted
 apply(everything, options)
 ''', STYLES['main-reads-1'])
     assert 'KeyboardInterrupt' in err and status != 0
-    assert_nothing_left(out)
+    assert_nothing_left(source, out)
 
 
 @every(styles=['two-calls', 'default'])
@@ -458,7 +472,7 @@ def test_raster_that_cannot_be_opened_is_an_error_of_rios(source, style_name, fo
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES[style_name])
     assert status == 1
     assert err.splitlines()[-1].startswith('rios.rioserrors.')
-    assert_nothing_left(out, runs=0)
+    assert_nothing_left(source, out, runs=0)
 
 
 @every(styles=['two-calls', 'default', 'main-reads-2', 'workers-read-0'])
@@ -472,7 +486,7 @@ def test_block_that_cannot_be_read_ends_the_run(source, style_name, folder):
         first, last = err.index('RuntimeError'), err.rindex('WorkerExceptionError')
         assert first < last
     assert_failed_at_once(err)
-    assert_nothing_left(out)
+    assert_nothing_left(source, out)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -491,9 +505,9 @@ def test_deprecated_class_of_rios_is_harmless(source, folder, order):
 
 
 CHANGES = {
-    'no BlockBuffer': '''
+    'no popNextBlock': '''
 import rios.structures
-del rios.structures.BlockBuffer
+del rios.structures.BlockBuffer.popNextBlock
 ''',
     'startWorkers without exceptionQue': '''
 make = applier.getComputeWorkerManager
@@ -521,7 +535,7 @@ def test_rios_that_has_changed_is_named_in_one_sentence(source, change, folder):
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + CHANGES[change] + EVERYTHING, STYLES['default'])
     assert status == 1
     assert_one_sentence(source, err)
-    assert not left_on_aws() & set(re.findall(r'^run (\S+)$', out, re.MULTILINE))
+    assert not left_on_aws(source) & set(re.findall(r'^run (\S+)$', out, re.MULTILINE))
 
 
 @every(one=False)
@@ -533,16 +547,58 @@ def test_rios_that_has_changed_in_the_workers_is_named_in_one_sentence(source, f
     status, out, err = run(changed, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES['default'])
     assert status == 1
     assert 'AWSBatchException: RIOS {} has changed what rios_awsbatch'.format(source.version) in err
-    assert_nothing_left(out)
+    assert_nothing_left(source, out)
+
+
+# ---------------------------------------------------------------------------------------------
+# What each parameter of ConcurrencyStyle does
+# ---------------------------------------------------------------------------------------------
+
+@every(one=False)
+@pytest.mark.parametrize('more, said', [
+    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams of CW_AWSBATCH may have .*, not colour'),
+    ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
+    ({'computeWorkersRead': False}, 'numReadWorkers')])
+def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING,
+                           style(numComputeWorkers=2, **more))
+    assert status == 1
+    assert re.search('ValueError: .*' + said, err)
+    assert_nothing_left(source, out, runs=0)
 
 
 @every(one=False)
-def test_rios_without_a_compute_worker_manager_is_named_on_import(source, folder):
-    status, out, err = run(source, folder, '''
-import rios.computemanager
-del rios.computemanager.ComputeWorkerManager
-import rios_awsbatch
-print(rios_awsbatch.AWSBatchExecutor)
-''')
+def test_parameters_that_are_not_needed_are_named_for_debugging(source, folder):
+    _, err = succeed(source, folder, CONCURRENT + """
+import logging
+logging.basicConfig()
+rios_awsbatch.log.setLevel('DEBUG')
+""" + SCRIPT + EVERYTHING, style(numComputeWorkers=1, haveSharedTemp=False, computeBufferPopTimeout=1))
+    found = re.findall(r'CW_AWSBATCH does not need (\S+)', err)
+    assert sorted(found) == ['computeBufferPopTimeout=1', 'haveSharedTemp=False']
+
+
+@every(one=False)
+def test_worker_that_cannot_read_a_file_says_why(source, folder):
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT.replace(
+        "os.path.abspath('image.tif')", "'image.tif'") + EVERYTHING, STYLES['workers-read-0'])
+    assert status == 1
+    assert re.search(r'A worker cannot read "image.tif" .*Leave computeWorkersRead out', err)
+    assert_nothing_left(source, out)
+
+
+@every()
+def test_apply_works_in_a_spawned_process(source, folder):
+    alone, expected = without_concurrency(source, folder)
+    status, out, err = run(source, folder, CONCURRENT + SCRIPT + """
+import multiprocessing
+if __name__ == '__main__':
+    child = multiprocessing.get_context('spawn').Process(target=apply, args=(everything, options))
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+""", usual(source))
     assert status == 0, err
-    assert err.strip().startswith('RIOS {} has changed what rios_awsbatch'.format(source.version))
+    assert json.loads(out.splitlines()[-1])['copies'] == [[block] for block in alone['blocks']]
+    found = results(folder)
+    assert all(numpy.array_equal(expected[name], found[name]) for name in expected)
