@@ -85,7 +85,7 @@ def expect(found, wanted, what):
 
 
 def control(name, tell=None):
-    """Ask the local AWS something, or tell it something: see the class Control in local_aws.py."""
+    """Ask the local AWS something, or tell it something: see local_aws/control.py."""
     data = None if tell is None else json.dumps(tell).encode()
     with urllib.request.urlopen('{}/_local/{}'.format(os.environ['AWS_ENDPOINT_URL'], name), data, timeout=60) as answer:
         return json.loads(answer.read() or b'null')

@@ -25,10 +25,13 @@
 #   RIOS_AWSBATCH_LOCAL_IAM=1                   enforce IAM policies while COMMAND runs. COMMAND has the account
 #                                               owner's credentials, which may do everything; jobs have their role's
 #   RIOS_AWSBATCH_LOCAL_START_MS=500            job i of an array starts i times that later
+#   RIOS_AWSBATCH_LOCAL_SHARED=FOLDER           jobs see this folder of yours at the same path, read and write, as
+#                                               they would a network file system
 #   RIOS_AWSBATCH_LOCAL_LOG=FILE                keep what the server says
 #
 # For COMMAND, $AWS_ENDPOINT_URL/_local/ shows and changes the server: requests, jobs, faults, latency, iam, server
-# (see the class Control in scripts/local_aws.py). PYTHONPATH reaches the jobs, as if it were in the image.
+# (see scripts/local_aws/control.py). PYTHONPATH reaches the jobs, as if it were in the image. Of everything else that
+# is yours, jobs see nothing, as on AWS, where the machine allows it (the log says so).
 
 # shellcheck disable=SC2317,SC2329  # the functions that traps call
 
@@ -40,7 +43,7 @@ usage() {
     awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"
 }
 
-# control NAME JSON: tell the server something; see the class Control in local_aws.py.
+# control NAME JSON: tell the server something; see local_aws/control.py.
 control() {
     "$python" -S -c 'import sys, urllib.request
 urllib.request.urlopen(sys.argv[1], sys.argv[2].encode(), timeout=60)' "$AWS_ENDPOINT_URL/_local/$1" "$2"
@@ -79,7 +82,7 @@ wrap_aws() {
 }
 
 start_server() {
-    "$python" "$root/scripts/local_aws.py" serve "$folder/port" >"$log" 2>&1 &
+    "$python" "$root/scripts/local_aws" serve "$folder/port" >"$log" 2>&1 &
     server=$!
     local tries=0
     until [[ -s $folder/port ]]; do
@@ -106,9 +109,9 @@ create_stack() {
         cat "$folder/create" >&2
         exit 1
     fi
-    "$python" "$root/scripts/local_aws.py" push BatchECR "$root/worker.py"
+    "$python" "$root/scripts/local_aws" push BatchECR "$root/worker.py"
     if [[ -n ${RIOS_AWSBATCH_LOCAL_MAIN:-} ]]; then
-        "$python" "$root/scripts/local_aws.py" push BatchECRMain "$RIOS_AWSBATCH_LOCAL_MAIN"
+        "$python" "$root/scripts/local_aws" push BatchECRMain "$RIOS_AWSBATCH_LOCAL_MAIN"
     fi
 }
 

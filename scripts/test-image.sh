@@ -116,7 +116,7 @@ case \$1 in
         runner=$WORK/run-\$(tr -c 'a-z0-9\n' - <<<"\$2").py
         sed "s|@IMAGE@|\$2|" "$WORK/run-image.py" >"\$runner"
         case \$2 in *main:latest) output=BatchECRMain ;; *) output=BatchECR ;; esac
-        "$PYTHON" "$ROOT/scripts/local_aws.py" push "\$output" "\$runner" ;;
+        "$PYTHON" "$ROOT/scripts/local_aws" push "\$output" "\$runner" ;;
     build)
         shift
         exec "$BUILDAH" build --volume "$WORK/pip.conf:/etc/pip.conf:ro" \\

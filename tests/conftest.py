@@ -226,10 +226,10 @@ class Stack:
         assert self.status() == 'CREATE_COMPLETE'
         return self
 
-    def push(self, output, path):
+    def push(self, output, path, *variables):
         """Put an image whose entry point is a Python script into one of the two repositories."""
-        subprocess.run([sys.executable, SCRIPTS / 'local_aws.py', 'push', output, path], env=self.env, check=True,
-                       timeout=60)
+        subprocess.run([sys.executable, SCRIPTS / 'local_aws', 'push', output, path, *variables], env=self.env,
+                       check=True, timeout=60)
         return self
 
     def describe(self):

@@ -76,7 +76,7 @@ def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
     endpoint = process.stdout.readline().strip()
     process.kill()
     process.wait()
-    wait_until(lambda: not [each for each in processes_with(str(local.temporary)) if b'local_aws.py' in each[1]], 60)
+    wait_until(lambda: not [each for each in processes_with(str(local.temporary)) if b'local_aws' in each[1]], 60)
     for pid, words in processes_with(str(local.temporary)):     # the command itself is not ours to end
         assert words.startswith(b'sleep\0')
         os.kill(int(pid), signal.SIGKILL)

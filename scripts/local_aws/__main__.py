@@ -1,0 +1,40 @@
+"""The three programs of this package: the server, `push`, and the guardian of the jobs."""
+import json
+import os
+import sys
+import urllib.request
+
+# This file's folder would hide modules of others (json, request); the package is found from the folder above.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def serve(port_file):
+    """Serve until SIGTERM."""
+    from local_aws import front
+    front.serve(port_file)
+
+
+def guard():
+    """End the jobs when the server is gone."""
+    from local_aws import containers
+    containers.guard()
+
+
+def push(output, path, *variables):
+    """Put an image `latest` whose entry point is that file into ECR: what `docker push` leaves there."""
+    import boto3
+    session = boto3.Session(region_name=os.environ['RIOS_AWSBATCH_REGION'])
+    stack = session.client('cloudformation').describe_stacks(StackName=os.environ['RIOS_AWSBATCH_STACK'])['Stacks'][0]
+    repository = next(item['OutputValue'] for item in stack['Outputs'] if item['OutputKey'] == output)
+    image = {'path': os.path.abspath(path), 'variables': dict(item.split('=', 1) for item in variables)}
+    with urllib.request.urlopen(os.environ['AWS_ENDPOINT_URL'] + '/_local/images', json.dumps(image).encode()) as answer:
+        made = json.load(answer)
+    manifest = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json',
+                'config': {'mediaType': 'application/vnd.oci.image.config.v1+json', 'size': 0,
+                           'digest': made['digest']}, 'layers': [], 'annotations': made['annotations']}
+    session.client('ecr').put_image(
+        repositoryName=repository.rpartition('/')[2], imageManifest=json.dumps(manifest), imageTag='latest')
+
+
+if __name__ == '__main__':
+    {'serve': serve, 'push': push, 'guard': guard}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,307 @@
+"""Jobs, and what users ask about them.
+
+moto knows compute environments, queues and job definitions, and is asked about those. Its jobs want Docker, run as
+soon as they are submitted, and have neither children that fail alone nor rules for retries: they are replaced here
+(what users ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a time-out below 60 s,
+more than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's model of Batch, and the
+Batch User Guide ("Job states", "Array jobs", "Automated job retries", "Job timeouts").
+"""
+import collections
+import fnmatch
+import json
+import re
+import time
+import uuid
+
+from local_aws import ACCOUNT, PARTITION, AwsError
+from local_aws.instances import check_fargate, is_fargate
+
+STATES = ('SUBMITTED', 'PENDING', 'RUNNABLE', 'STARTING', 'RUNNING', 'SUCCEEDED', 'FAILED')
+ENDED = ('SUCCEEDED', 'FAILED')
+TIMED_OUT = 'Job attempt duration exceeded timeout'
+MAX_ARRAY, MAX_ATTEMPTS, MAX_RULES, MIN_TIMEOUT = 10_000, 10, 5, 60
+
+
+def batch_backend(region):
+    """moto's Batch of a region."""
+    from moto.batch.models import batch_backends
+    return batch_backends[ACCOUNT][region]
+
+
+def millis():
+    """The time as Batch writes it."""
+    return int(time.time() * 1000)
+
+
+def named(pairs):
+    """[{'name': ..., 'value': ...}] as a dictionary."""
+    return {pair['name']: pair.get('value', '') for pair in pairs or []}
+
+
+def refuse(what):
+    """Raise the error of a bad request."""
+    raise AwsError('ClientException', f'Error executing request, Exception : {what}, RequestId: {uuid.uuid4()}')
+
+
+def needs_of(*sources):
+    """vCPUs and MiB that a job definition and the overrides of a job, which come later, ask for."""
+    needs = {}
+    for source in sources:
+        needs.update({'VCPU': source['vcpus']} if 'vcpus' in source else {})
+        needs.update({'MEMORY': source['memory']} if 'memory' in source else {})
+        needs.update({need['type']: need['value'] for need in source.get('resourceRequirements') or []})
+    return float(needs.get('VCPU', 1)), int(needs.get('MEMORY', 2048))
+
+
+def check_rules(retry, timeout):
+    """Refuse what AWS refuses of a retry strategy and a time-out."""
+    if timeout and int(timeout.get('attemptDurationSeconds') or MIN_TIMEOUT) < MIN_TIMEOUT:
+        refuse(f'attemptDurationSeconds must be at least {MIN_TIMEOUT} seconds')
+    if not 1 <= int((retry or {}).get('attempts') or 1) <= MAX_ATTEMPTS:
+        refuse(f'retryStrategy: attempts must be between 1 and {MAX_ATTEMPTS}')
+    if len((retry or {}).get('evaluateOnExit') or []) > MAX_RULES:
+        refuse(f'retryStrategy: evaluateOnExit can have at most {MAX_RULES} entries')
+
+
+def check_platform(capabilities, container, overrides=()):
+    """Refuse what Fargate has not."""
+    if 'FARGATE' not in (capabilities or []):
+        return
+    for source in (container, dict(overrides)):
+        for name in ('vcpus', 'memory'):
+            if source.get(name):
+                refuse(f'{name} is not applicable for Fargate. Use resource requirements instead.')
+    if not container.get('executionRoleArn'):
+        refuse('executionRoleArn is required for Fargate jobs')
+    wrong = check_fargate(*needs_of(container, dict(overrides)))
+    if wrong:
+        refuse(wrong)
+
+
+class Job:
+    """A Batch job: a plain one, an array, or a child of an array."""
+
+    def __init__(self, backend, queue, definition, request, parent=None, index=None):
+        self.backend, self.queue, self.definition, self.request = backend, queue, definition, request
+        self.parent, self.index, self.children = parent, index, []
+        self.id = str(uuid.uuid4()) if parent is None else f'{parent.id}:{index}'
+        self.arn = f'arn:{PARTITION}:batch:{backend.region_name}:{ACCOUNT}:job/{self.id}'
+        self.status, self.reason, self.created = 'SUBMITTED', None, millis()
+        self.started = self.stopped = None
+        self.attempts = []
+        self.container = {}                      # exit code, reason and log stream of the last attempt
+        self.task = self.fleet = self.instance = None      # where it runs
+        self.stop_reason, self.cancelled = None, False     # TerminateJob or CancelJob
+        self.blocked = None                      # (why it waits, since when)
+        self.not_before = 0.0
+        overrides = request.get('containerOverrides') or {}
+        self.properties = properties = definition.container_properties
+        self.command = overrides.get('command') or properties.get('command') or []
+        parameters = {**definition.parameters, **(request.get('parameters') or {})}
+        self.command = [re.sub(r'Ref::(\w+)', lambda m: parameters.get(m[1], m[0]), word) for word in self.command]
+        self.environment = {**named(properties.get('environment')), **named(overrides.get('environment'))}
+        self.vcpus, self.memory = needs_of(properties, overrides)
+        self.retry = request.get('retryStrategy') or definition.retry_strategy or {}
+        self.timeout = request.get('timeout') or definition.timeout or {}
+
+    def move(self, status, reason=None):
+        """Enter a state."""
+        self.status, self.reason = status, reason
+        if status in ENDED:
+            self.stopped = millis()
+
+    def summary(self):
+        """As ListJobs shows it."""
+        answer = {'jobArn': self.arn, 'jobId': self.id, 'jobName': self.request['jobName'], 'createdAt': self.created,
+                  'status': self.status, 'jobDefinition': self.definition.arn}
+        for name, value in (('statusReason', self.reason), ('startedAt', self.started), ('stoppedAt', self.stopped)):
+            if value is not None:
+                answer[name] = value
+        if self.stop_reason is not None:
+            answer['isCancelled' if self.cancelled else 'isTerminated'] = True
+        if self.children:
+            answer['arrayProperties'] = {'size': len(self.children)}
+        elif self.parent:
+            answer['arrayProperties'] = {'index': self.index}
+        container = {name: self.container[name] for name in ('exitCode', 'reason') if name in self.container}
+        if container:
+            answer['container'] = container
+        return answer
+
+    def description(self):
+        """As DescribeJobs shows it."""
+        container = {name: self.properties[name] for name in (
+            'image', 'jobRoleArn', 'executionRoleArn', 'logConfiguration', 'volumes', 'mountPoints', 'ulimits',
+            'secrets', 'networkConfiguration', 'fargatePlatformConfiguration', 'runtimePlatform', 'ephemeralStorage')
+            if name in self.properties}
+        container.update(command=self.command, networkInterfaces=[],
+                         environment=[{'name': name, 'value': value} for name, value in self.environment.items()],
+                         resourceRequirements=[{'type': 'VCPU', 'value': f'{self.vcpus:g}'},
+                                               {'type': 'MEMORY', 'value': str(self.memory)}], **self.container)
+        answer = {'isCancelled': False, 'isTerminated': False, **self.summary(), 'jobQueue': self.queue.arn,
+                  'attempts': self.attempts, 'container': container,
+                  'dependsOn': self.request.get('dependsOn') or [], 'parameters': self.request.get('parameters') or {},
+                  'tags': self.backend.list_tags_for_resource(self.arn),
+                  'platformCapabilities': self.definition.platform_capabilities or ['EC2']}
+        if self.retry:
+            answer['retryStrategy'] = {'attempts': 1, **self.retry}
+        if self.timeout:
+            answer['timeout'] = self.timeout
+        if self.children:
+            counts = collections.Counter(child.status for child in self.children)
+            answer['arrayProperties'] = {'size': len(self.children),
+                                         'statusSummary': {state: counts[state] for state in STATES}}
+        return answer
+
+    def may_retry(self, status_reason):
+        """Whether Batch tries again after this attempt: the first rule that matches decides; never after a time-out."""
+        if status_reason == TIMED_OUT or self.stop_reason is not None:
+            return False
+        if len(self.attempts) >= int(self.retry.get('attempts', 1)):
+            return False
+        code = self.container.get('exitCode')
+        facts = {'onExitCode': '' if code is None else str(code), 'onReason': self.container.get('reason', ''),
+                 'onStatusReason': status_reason}
+        for rule in self.retry.get('evaluateOnExit') or []:
+            asked = [(rule[name], facts[name]) for name in facts if name in rule]
+            if all(fact.startswith(want[:-1]) if want.endswith('*') else fact == want for want, fact in asked):
+                return rule['action'].lower() == 'retry'
+        return True
+
+
+class Batch:
+    """What users ask of Batch."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def submit(self, backend, request):
+        """SubmitJob"""
+        name = request.get('jobName', '')
+        if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,127}', name, re.ASCII):
+            refuse('Job name should match valid pattern')
+        definition = backend.get_job_definition(request.get('jobDefinition', ''))
+        if definition is None:
+            refuse(f'JobDefinition {request.get("jobDefinition")} not found')
+        if definition.status != 'ACTIVE':
+            refuse(f'JobDefinition {request["jobDefinition"]} is not ACTIVE')
+        queue = backend.get_job_queue(request.get('jobQueue', ''))
+        if queue is None:
+            refuse(f'JobQueue {request.get("jobQueue")} not found')
+        if queue.state != 'ENABLED':
+            refuse(f'JobQueue {queue.name} is not ENABLED')
+        size = (request.get('arrayProperties') or {}).get('size')
+        if size is not None and not 2 <= size <= MAX_ARRAY:
+            refuse(f'Array size must be between 2 and {MAX_ARRAY}')
+        check_rules(request.get('retryStrategy'), request.get('timeout'))
+        capabilities = definition.platform_capabilities or ['EC2']
+        check_platform(capabilities, definition.container_properties, request.get('containerOverrides') or {})
+        if is_fargate(queue.environments[0]) != ('FARGATE' in capabilities):
+            refuse(f'Job definition {definition.name} has platform capabilities {capabilities}, which the compute '
+                   f'environments of job queue {queue.name} do not have')
+        job = Job(backend, queue, definition, request)
+        job.children = [Job(backend, queue, definition, request, job, index) for index in range(size or 0)]
+        if request.get('tags'):
+            backend.tag_resource(job.arn, request['tags'])
+        self.scheduler.add(job)
+        return {'jobArn': job.arn, 'jobName': name, 'jobId': job.id}
+
+    def describe(self, _, request):
+        """DescribeJobs"""
+        ids = request.get('jobs') or []
+        if len(ids) > 100:
+            refuse('Too many jobs: at most 100 can be described in one request')
+        with self.scheduler.lock:
+            found = [self.scheduler.jobs.get(job.rpartition('job/')[2]) for job in ids]
+            return {'jobs': [job.description() for job in found if job]}
+
+    def list(self, backend, request):
+        """ListJobs"""
+        with self.scheduler.lock:
+            if 'arrayJobId' in request:
+                parent = self.scheduler.jobs.get(request['arrayJobId'])
+                jobs = parent.children if parent else []
+            else:
+                queue = backend.get_job_queue(request.get('jobQueue', ''))
+                if queue is None:
+                    refuse(f'JobQueue {request.get("jobQueue")} not found')
+                jobs = [job for job in self.scheduler.jobs.values() if job.queue is queue and job.parent is None]
+            filters = request.get('filters') or []
+            if not filters:
+                # AWS lists only the running jobs unless told otherwise; the parent of an array is never among them.
+                jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
+            for rule in filters:
+                facts = {'JOB_NAME': lambda job: job.request['jobName'].lower(),
+                         'JOB_DEFINITION': lambda job: job.definition.name.lower()}[rule['name']]
+                jobs = [job for job in reversed(jobs) if any(
+                    fnmatch.fnmatchcase(facts(job), value.lower()) for value in rule['values'])]
+            first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)
+            answer = {'jobSummaryList': [job.summary() for job in jobs[first:first + count]]}
+            if len(jobs) > first + count:
+                answer['nextToken'] = str(first + count)
+            return answer
+
+    def terminate(self, _, request):
+        """TerminateJob"""
+        return self._stop(request, True)
+
+    def cancel(self, _, request):
+        """CancelJob, for what has not been started"""
+        return self._stop(request, False)
+
+    def _stop(self, request, running_too):
+        if not request.get('jobId') or not request.get('reason'):
+            refuse('jobId and reason must be given')
+        with self.scheduler.lock:
+            job = self.scheduler.jobs.get(request['jobId'].rpartition('job/')[2])
+            if job is not None:
+                self.scheduler.stop(job, request['reason'], running_too)
+        return {}
+
+    def install(self):
+        """Put these operations in the place of moto's, and the checks before moto's."""
+        from moto.batch.models import EC2_INSTANCE_FAMILIES, BatchBackend, JobQueue
+        from moto.batch.responses import BatchResponse
+
+        def answer(work):
+            return lambda response: json.dumps(work(response.batch_backend, json.loads(response.body or '{}')))
+        for name, work in (('submitjob', self.submit), ('describejobs', self.describe), ('listjobs', self.list),
+                           ('terminatejob', self.terminate), ('canceljob', self.cancel)):
+            setattr(BatchResponse, name, answer(work))
+        # Batch's own names for groups of instance families.
+        EC2_INSTANCE_FAMILIES.extend(['optimal', 'default_x86_64', 'default_arm64'])
+        moto_delete, moto_register = BatchBackend.delete_job_queue, BatchBackend.register_job_definition
+        moto_describe = JobQueue.describe
+
+        def delete_job_queue(backend, queue_name):
+            with self.scheduler.lock:
+                for job in [job for job in self.scheduler.open.values() if queue_name in (
+                        job.queue.name, job.queue.arn)]:
+                    self.scheduler.stop(job, 'Job queue deleted')
+            moto_delete(backend, queue_name)
+
+        def register(backend, def_name, parameters, _type, tags, retry_strategy, container_properties,
+                     node_properties, eks_properties, timeout, platform_capabilities, propagate_tags):
+            check_rules(retry_strategy, timeout)
+            check_platform(platform_capabilities, container_properties)
+            made = moto_register(
+                backend, def_name, parameters, _type, tags, retry_strategy, container_properties, node_properties,
+                eks_properties, timeout, platform_capabilities, propagate_tags)
+            made.platform_capabilities = platform_capabilities      # moto keeps those of the revision before
+            return made
+
+        def with_limits(name):
+            moto_answer = getattr(BatchResponse, name)
+
+            def run(response):
+                text = moto_answer(response)
+                limits = json.loads(response.body).get('jobStateTimeLimitActions')
+                if limits is not None:
+                    response.batch_backend.get_job_queue(json.loads(text)['jobQueueArn']).limits = limits
+                return text
+            setattr(BatchResponse, name, run)
+        with_limits('createjobqueue')
+        with_limits('updatejobqueue')
+        JobQueue.limits = ()
+        JobQueue.describe = lambda queue: {**moto_describe(queue), 'jobStateTimeLimitActions': list(queue.limits)}
+        BatchBackend.delete_job_queue, BatchBackend.register_job_definition = delete_job_queue, register

@@ -1,0 +1,279 @@
+"""Images, and the processes that stand for containers.
+
+moto runs jobs in Docker, which is not at hand on every machine, nor is the worker image quick to build. Here an image
+is what `push` puts into ECR: a manifest whose annotations name an entry point, a copy of the modules as they were
+when it was pushed, and environment variables. Its tag is looked up whenever a container starts, as ECS does
+(Amazon ECS developer guide, "ECS_IMAGE_PULL_BEHAVIOR": default), so `latest` may change between two attempts. A
+container is a session of processes with a disk of its own (see `disk`), the environment that AWS gives it, an
+exit code and a log stream.
+
+Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is what AWS sets and the only one of its kind
+that GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@" in ours
+makes that a user name, and this AWS the host.
+"""
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+
+from local_aws import ACCOUNT, PARTITION, ROOT, disk
+from local_aws.batch import millis
+from local_aws.instances import is_fargate
+
+ANNOTATION = 'local.image'
+MODULES = ('rios_awsbatch.py', 'worker.py')
+# What a job may see of the server's own environment: it stands for what is installed in the image.
+IMAGE_VARIABLES = ('PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA', 'LANG', 'LC_ALL',
+                   'OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE', 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS')
+
+
+class CannotStart(Exception):
+    """Why a container never ran: ECS's reason, and Batch's statusReason."""
+
+    def __init__(self, reason, status_reason='Task failed to start'):
+        super().__init__(reason)
+        self.reason, self.status_reason = reason, status_reason
+
+
+class Images:
+    """The images that were pushed, in a folder."""
+
+    def __init__(self, folder):
+        self.folder, self.count = os.path.join(folder, 'images'), 0
+        os.makedirs(self.folder)
+
+    def add(self, path, variables):
+        """Copy what an image holds; the manifest's annotation for it."""
+        self.count += 1
+        folder = os.path.join(self.folder, str(self.count))
+        os.makedirs(folder)
+        for name in MODULES:
+            shutil.copy(os.path.join(ROOT, name), folder)
+        entry = os.path.join(folder, os.path.basename(path))
+        shutil.copyfile(path, entry)
+        return json.dumps({'folder': folder, 'entry': entry, 'variables': variables})
+
+    @staticmethod
+    def find(name):
+        """What is behind a job definition's image now. An image from elsewhere has no entry point."""
+        ecr = re.fullmatch(rf'{ACCOUNT}\.dkr\.ecr\.([^.]+)\.amazonaws\.com/([^:@]+)(?::(.+))?', name)
+        if not ecr:
+            return {'folder': None, 'entry': None, 'variables': {}}
+        from moto.ecr.models import ecr_backends
+        region, repository, tag = ecr[1], ecr[2], ecr[3] or 'latest'
+        found = ecr_backends[ACCOUNT][region].repositories.get(repository)
+        if found is None:
+            raise CannotStart(
+                f'CannotPullContainerError: Error response from daemon: repository {name.rpartition(":")[0]} not '
+                f"found: name unknown: The repository with name '{repository}' does not exist in the registry with "
+                f"id '{ACCOUNT}'")
+        manifest = next((item.image_manifest for item in found.images if tag in item.image_tags), None)
+        if manifest is None:
+            raise CannotStart(
+                f'CannotPullContainerError: Error response from daemon: manifest for {name} not found: manifest '
+                'unknown: Requested image not found')
+        image = json.loads(manifest).get('annotations', {}).get(ANNOTATION)
+        return json.loads(image) if image else {'folder': None, 'entry': None, 'variables': {}}
+
+
+class Task:
+    """The container of one attempt."""
+
+    def __init__(self, job, scheduler):
+        self.job, self.scheduler = job, scheduler
+        self.id = uuid.uuid4().hex
+        self.started = time.monotonic()
+        self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
+        self.status_reason = 'Essential container in task exited'
+        self.container_reason = None
+        self.lost = False                        # the host is gone: there is no exit code
+        image = Images.find(job.properties['image'])
+        self._check_network()
+        stream = self._log_stream()
+        self.folder = tempfile.mkdtemp(prefix='job-', dir=scheduler.images.folder)
+        environment = self._environment(image)
+        command = [*([sys.executable, image['entry']] if image['entry'] else []), *job.command]
+        program = command and shutil.which(command[0], path=environment['PATH'])
+        if not program:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise CannotStart(
+                'CannotStartContainerError: Error response from daemon: ' + (
+                    'failed to create task for container: failed to create shim task: OCI runtime create failed: '
+                    f'runc create failed: unable to start container process: exec: "{command[0]}": executable file '
+                    'not found in $PATH: unknown' if command else 'no command specified'))
+        self.process = subprocess.Popen(
+            disk.command(self.folder, image['folder'], environment) + [program, *command[1:]],
+            cwd=disk.home(self.folder), env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.pid = self.process.pid
+        scheduler.guardian.tell(f'+ {self.pid} {self.folder}')
+        self.pump = threading.Thread(target=self._pump, args=(stream,), daemon=True)
+        self.pump.start()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _check_network(self):
+        """On Fargate a container has a network interface of its own, and without a way out it has no image."""
+        from moto.ec2.models import ec2_backends
+        network = self.job.properties.get('networkConfiguration') or {}
+        if is_fargate(self.job.fleet.environment) and network.get('assignPublicIp') != 'ENABLED' and not (
+                ec2_backends[ACCOUNT][self.job.backend.region_name].nat_gateways):
+            raise CannotStart(None, (
+                'ResourceInitializationError: unable to pull secrets or registry auth: The task cannot pull registry '
+                'auth from Amazon ECR: There is a connection issue between the task and Amazon ECR. Check your task '
+                'network configuration.'))
+
+    def _log_stream(self):
+        from moto.logs.models import logs_backends
+        job, logs = self.job, logs_backends[ACCOUNT][self.job.backend.region_name]
+        options = (job.properties.get('logConfiguration') or {}).get('options') or {}
+        group = options.get('awslogs-group', '/aws/batch/job')
+        if group not in logs.groups:
+            if group != '/aws/batch/job' and options.get('awslogs-create-group') != 'true':
+                raise CannotStart(
+                    'CannotStartContainerError: Error response from daemon: failed to initialize logging driver: '
+                    'failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does '
+                    'not exist.')
+            logs.ensure_log_group(group)
+        prefix = options.get('awslogs-stream-prefix') or job.definition.name
+        job.container['logStreamName'] = name = f'{prefix}/default/{self.id}'
+        logs.groups[group].create_log_stream(name)
+        return logs.groups[group].streams[name]
+
+    def _environment(self, image):
+        """What AWS gives to a container, the image's variables, and the way to this AWS."""
+        job, here = self.job, self.scheduler.endpoint
+        compute = job.fleet.environment
+        answer = {name: os.environ[name] for name in IMAGE_VARIABLES if name in os.environ}
+        answer.update(image['variables'])
+        paths = [image['folder'], image['variables'].get('PYTHONPATH'), os.environ.get('PYTHONPATH')]
+        answer.update(PYTHONUNBUFFERED='1', PYTHONPATH=os.pathsep.join(filter(None, paths)),
+                      PATH=os.pathsep.join([os.path.dirname(sys.executable), '/usr/local/bin', '/usr/bin', '/bin']),
+                      HOSTNAME='ip-10-0-0-1.ec2.internal',
+                      AWS_EXECUTION_ENV='AWS_ECS_FARGATE' if is_fargate(compute) else 'AWS_ECS_EC2',
+                      AWS_ENDPOINT_URL=here, AWS_S3_ENDPOINT=here.partition('//')[2], AWS_HTTPS='NO',
+                      AWS_VIRTUAL_HOSTING='FALSE', AWS_EC2_METADATA_DISABLED='true')
+        answer.update(disk.variables(self.folder))
+        answer.update(job.environment)
+        answer.update(AWS_BATCH_JOB_ID=job.id, AWS_BATCH_JOB_ATTEMPT=str(len(job.attempts) + 1),
+                      AWS_BATCH_CE_NAME=compute.name, AWS_BATCH_JQ_NAME=job.queue.name)
+        if job.parent:
+            answer.update(AWS_BATCH_JOB_ARRAY_INDEX=str(job.index),
+                          AWS_BATCH_JOB_ARRAY_SIZE=str(len(job.parent.children)))
+        role = job.properties.get('jobRoleArn') or self._instance_role(compute)
+        if role:
+            self.scheduler.iam.tasks[self.id] = role
+            address = here.partition('//')[2]
+            answer['AWS_CONTAINER_CREDENTIALS_RELATIVE_URI'] = f'@{address}/_local/credentials/{self.id}'
+        return answer
+
+    @staticmethod
+    def _instance_role(compute):
+        """The role of the environment's instances, which a job without a job role has."""
+        from moto.iam.models import iam_backends
+        profile = compute.compute_resources.get('instanceRole')
+        for known in iam_backends[ACCOUNT][PARTITION].instance_profiles.values():
+            if profile in (known.arn, known.name) and known.roles:
+                return known.roles[0].arn
+        return None
+
+    def _pump(self, stream):
+        """Every line that the container writes is an event of its log stream."""
+        for line in self.process.stdout:
+            text = line.decode(errors='replace').rstrip('\r\n')
+            if text:
+                stream.put_log_events([{'timestamp': millis(), 'message': text}])
+
+    def _wait(self):
+        """When the first process ends, so does the container."""
+        self.process.wait()
+        self.kill()
+        self.pump.join(5)
+        self.process.stdout.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.scheduler.guardian.tell(f'- {self.pid} {self.folder}')
+        self.scheduler.iam.tasks.pop(self.id, None)
+        self.scheduler.ended(self)
+
+    def stop(self, reason, seconds):
+        """SIGTERM to the first process, as `docker stop` does; SIGKILL to all after so many seconds."""
+        if self.kill_at is None:
+            self.status_reason = reason
+            self.kill_at = time.monotonic() + seconds
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self, status_reason=None, container_reason=None):
+        """SIGKILL to every process of the container."""
+        self.status_reason = status_reason or self.status_reason
+        self.container_reason = container_reason or self.container_reason
+        end_session(self.pid)
+
+
+def end_session(session):
+    """SIGKILL to every process of a session."""
+    for pid in processes_of({session})[session]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def processes_of(sessions):
+    """For each of the sessions the resident bytes of its processes, by process id."""
+    found = {session: {} for session in sessions}
+    page = resource.getpagesize()
+    for name in os.listdir('/proc') if sessions else ():
+        if name.isdigit():
+            try:
+                with open(f'/proc/{name}/stat', encoding='ascii', errors='replace') as file:
+                    fields = file.read().rpartition(')')[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) in found and fields[0] != 'Z':
+                found[int(fields[3])][int(name)] = int(fields[21]) * page
+    return found
+
+
+class Guardian:
+    """A process of its own that outlives the server by a moment, and ends the jobs if the server is killed."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.process = subprocess.Popen([sys.executable, os.path.join(os.path.dirname(__file__), '__main__.py'), 'guard'],
+                                        stdin=subprocess.PIPE, start_new_session=True)
+
+    def tell(self, line):
+        """A job's session began (+) or ended (-)."""
+        with self.lock:
+            if not self.process.stdin.closed:
+                self.process.stdin.write(f'{line}\n'.encode())
+                self.process.stdin.flush()
+
+    def close(self):
+        """Let it end what is left."""
+        with self.lock:
+            self.process.stdin.close()
+        self.process.wait(10)
+
+
+def guard():
+    """The guardian: remembers the jobs' sessions; when the server is gone, kills them and removes their folders."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    running = {}
+    for line in sys.stdin:
+        sign, pid, folder = line.rstrip('\n').split(' ', 2)
+        if sign == '+':
+            running[int(pid)] = folder
+        else:
+            running.pop(int(pid), None)
+    for session, folder in running.items():
+        end_session(session)
+        shutil.rmtree(folder, ignore_errors=True)

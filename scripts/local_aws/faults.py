@@ -1,0 +1,54 @@
+"""What goes wrong, how often. moto never fails; AWS does, and delivers messages twice, late and in any order."""
+import random
+
+from local_aws import AwsError
+
+
+class Faults:
+    """Settings that a running server can change.
+
+    errors     fraction of all requests that fail: throttled, or with a 5xx before or after they were done;
+               and of the entries of an SQS batch that fail alone
+    duplicate  fraction of SQS messages that are delivered twice
+    late       fraction of SQS messages that arrive one to two seconds late
+    reorder    1: SQS messages come in random order
+    seed       of the random numbers
+    """
+
+    THROTTLE = {'s3': ('SlowDown', 503), 'sqs': ('RequestThrottled', 403),
+                'batch': ('TooManyRequestsException', 429), 'logs': ('ThrottlingException', 400),
+                'ecr': ('ThrottlingException', 400)}
+    BROKEN = {'s3': ('InternalError', 500), 'sqs': ('InternalError', 500)}
+
+    def __init__(self):
+        self.random = random.Random()
+        self.set({})
+
+    def set(self, settings):
+        """Replace all settings; those not named are off."""
+        unknown = set(settings) - {'errors', 'duplicate', 'late', 'reorder', 'seed'}
+        if unknown:
+            raise ValueError(f'unknown fault: {", ".join(sorted(unknown))}')
+        self.settings = {name: float(value) for name, value in settings.items()}
+        for name in ('errors', 'duplicate', 'late', 'reorder'):
+            setattr(self, name, self.settings.get(name, 0.0))
+        if 'seed' in self.settings:
+            self.random.seed(self.settings['seed'])
+
+    def hits(self, fraction):
+        """True for that fraction of the calls."""
+        return fraction > 0 and self.random.random() < fraction
+
+    def of_request(self, request):
+        """(error, whether the request is carried out all the same), or None."""
+        if not self.hits(self.errors):
+            return None
+        kind = self.random.choice(('throttle', 'broken', 'unavailable', 'done but broken'))
+        if kind == 'throttle':
+            code, status = self.THROTTLE.get(request.service, ('Throttling', 400))
+            return AwsError(code, 'Rate exceeded', status), False
+        if kind == 'unavailable':
+            return AwsError('ServiceUnavailable', 'Service Unavailable', 503), False
+        code, status = self.BROKEN.get(request.service, ('InternalFailure', 500))
+        message = 'We encountered an internal error. Please try again.'
+        return AwsError(code, message, status), kind == 'done but broken'

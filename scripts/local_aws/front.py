@@ -1,0 +1,228 @@
+"""HTTP, and the way of a request: counted, delayed, failed, allowed, carried out.
+
+moto's own server handles a request in milliseconds, closes connections, and asks each of its services whose the
+request is. This one parses it once, keeps connections, and calls the one WSGI application of moto's that is meant, so
+that a benchmark measures what is asked rather than who answers.
+"""
+import email.utils
+import io
+import os
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+import traceback
+
+from local_aws import PARTITION, AwsError, disk
+from local_aws.batch import Batch
+from local_aws.cloudformation import CloudFormation
+from local_aws.containers import Images
+from local_aws.control import Control
+from local_aws.faults import Faults
+from local_aws.iam import Iam
+from local_aws.request import Request, Response, error_response
+from local_aws.resources import Resources
+from local_aws.scheduler import Scheduler
+from local_aws.sqs import Sqs
+
+
+class Aws:
+    """Every request goes through `answer`."""
+
+    def __init__(self, endpoint, folder):
+        self.applications = {}                   # moto's WSGI application of each service
+        self.latency = 0.0                       # seconds by which each request is delayed
+        self.faults = Faults()
+        self.iam = Iam()
+        self.images = Images(folder)
+        self.sqs = Sqs(self.faults)
+        self.scheduler = Scheduler(self.iam, endpoint, self.images)
+        self.endpoint = endpoint
+        self.counts, self.counts_lock = {}, threading.Lock()
+        self.began = time.time()
+        self.control = Control(self)
+        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), Resources()):
+            part.install()
+        self.scheduler.start()
+
+    def answer(self, request):
+        """The response to a request."""
+        if request.path.startswith('/_local/'):
+            return self.control.answer(request)
+        try:
+            self._count(request)
+            if self.latency:
+                time.sleep(self.latency)
+            fault = self.faults.of_request(request)
+            if fault and not fault[1]:
+                raise fault[0]
+            self.iam.check_age(request)
+            self.iam.check(request)
+            response = self._carry_out(request)
+            if fault:
+                raise fault[0]
+            return response
+        except AwsError as error:
+            return error_response(request, error)
+
+    def _count(self, request):
+        who = 'workers' if request.access_key in self.iam.sessions else 'main'
+        with self.counts_lock:
+            operations = self.counts.setdefault(who, {})
+            name = f'{request.service}:{request.operation}'
+            operations[name] = operations.get(name, 0) + 1
+
+    def _carry_out(self, request):
+        if request.service == 'sqs' and request.operation in self.sqs.operations:
+            return Response.of_json(self.sqs.call(request, request.parameters) or {})
+        if request.operation == 'GetCallerIdentity':
+            return self.iam.identity(request)
+        response = self._ask_moto(request)
+        if response.status == 404 and request.service == 's3':
+            principal = self.iam.hides_missing(request)
+            if principal:
+                self.iam.deny(principal, request, 's3:ListBucket', f'arn:{PARTITION}:s3:::{request.bucket}')
+        return response
+
+    def _ask_moto(self, request):
+        """Call moto's WSGI application of the service. moto's own search for it costs more than most answers."""
+        if request.service not in self.applications:
+            from moto.server import create_backend_app
+            self.applications[request.service] = create_backend_app(request.service)
+        environ = {
+            'REQUEST_METHOD': request.method, 'SCRIPT_NAME': '',
+            'PATH_INFO': request.path.encode().decode('latin-1'), 'QUERY_STRING': request.query_string,
+            'RAW_URI': request.target, 'REQUEST_URI': request.target,
+            'CONTENT_TYPE': request.headers.get('content-type', ''), 'CONTENT_LENGTH': str(len(request.body)),
+            'SERVER_NAME': '127.0.0.1', 'SERVER_PORT': self.endpoint.rpartition(':')[2],
+            'SERVER_PROTOCOL': 'HTTP/1.1', 'wsgi.version': (1, 0), 'wsgi.url_scheme': 'http',
+            'wsgi.input': io.BytesIO(request.body), 'wsgi.input_terminated': True, 'wsgi.errors': sys.stderr,
+            'wsgi.multithread': True, 'wsgi.multiprocess': False, 'wsgi.run_once': False}
+        for name, value in request.headers.items():
+            if name not in ('content-type', 'content-length', 'transfer-encoding'):
+                environ['HTTP_' + name.upper().replace('-', '_')] = value
+        begun = []
+        parts = self.applications[request.service](
+            environ, lambda status, headers, _=None: begun.append((status, headers)))
+        body = b''.join(parts)
+        if hasattr(parts, 'close'):
+            parts.close()
+        status, headers = begun[0]
+        return Response(int(status.split()[0]), headers, body)
+
+
+class Connection(socketserver.StreamRequestHandler):
+    """One client's connection, kept alive. A parser of its own: http.server's takes longer than an SQS call."""
+
+    disable_nagle_algorithm = True
+    rbufsize = 1 << 16
+    REASONS = {200: 'OK', 204: 'No Content', 206: 'Partial Content', 400: 'Bad Request', 403: 'Forbidden',
+               404: 'Not Found', 409: 'Conflict', 500: 'Internal Server Error', 503: 'Service Unavailable'}
+
+    def handle(self):
+        try:
+            while self._one():
+                pass
+        except (ConnectionError, socket.timeout, ValueError):
+            pass
+
+    def _one(self):
+        line = self.rfile.readline(65537)
+        if not line.strip():
+            return False
+        method, target, version = line.decode('latin-1').split()
+        headers = {}
+        while True:
+            line = self.rfile.readline(65537)
+            if line in (b'\r\n', b'\n', b''):
+                break
+            name, _, value = line.decode('latin-1').partition(':')
+            headers[name.lower()] = value.strip()
+        if headers.get('expect', '').lower() == '100-continue':
+            self.request.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+        request = Request(method, target, headers, self._body(headers), self.connection)
+        try:
+            response = self.server.aws.answer(request)
+        except Exception:
+            traceback.print_exc()
+            response = error_response(request, AwsError('InternalFailure', traceback.format_exc(limit=-1), 500))
+        keep = version != 'HTTP/1.0' and headers.get('connection', '').lower() != 'close'
+        self._send(method, response, keep)
+        return keep
+
+    def _body(self, headers):
+        if headers.get('transfer-encoding', '').lower() != 'chunked':
+            length = int(headers.get('content-length') or 0)
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError('the client went away')
+            return body
+        parts = []
+        while True:
+            size = int(self.rfile.readline().split(b';')[0], 16)
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+            if not size:
+                return b''.join(parts)
+
+    def _send(self, method, response, keep):
+        lines = [f'HTTP/1.1 {response.status} {self.REASONS.get(response.status, "")}',
+                 f'Date: {email.utils.formatdate(usegmt=True)}', f'Connection: {"keep-alive" if keep else "close"}']
+        has_length = False
+        for name, value in response.headers:
+            if name.lower() not in ('date', 'connection', 'content-length'):
+                lines.append(f'{name}: {value}')
+            elif name.lower() == 'content-length' and method == 'HEAD':
+                lines.append(f'Content-Length: {value}')
+                has_length = True
+        if not has_length and response.status != 204:
+            lines.append(f'Content-Length: {len(response.body)}')
+        head = ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1')
+        if method == 'HEAD' or response.status == 204:
+            self.request.sendall(head)
+        elif len(response.body) < 1 << 16:
+            self.request.sendall(head + response.body)
+        else:
+            self.request.sendall(head)
+            self.request.sendall(response.body)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A thread per connection: enough for a few hundred long polls."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 512
+
+    def handle_error(self, request, client_address):
+        """A client that went away is no event."""
+
+
+def serve(port_file):
+    """Serve until SIGTERM, or until whoever started this is gone."""
+    if os.getpid() != os.getpgid(0):             # a signal to local.sh's process group is not for this process
+        os.setsid()
+    try:
+        server = Server(('127.0.0.1', 0), Connection)
+    except OSError as error:
+        sys.exit(f'The local AWS needs the loopback address 127.0.0.1, which this machine does not give: {error}.')
+    endpoint = f'http://127.0.0.1:{server.server_address[1]}'
+    server.aws = Aws(endpoint, os.path.dirname(os.path.abspath(port_file)))
+    print('Jobs see an empty disk of their own.' if disk.isolation() == 'namespace' else
+          'Jobs have empty folders of their own, but see the files of this machine: it allows no mount namespace.',
+          flush=True)
+    stop, parent = threading.Event(), os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with open(port_file + '.new', 'w', encoding='ascii') as file:
+        file.write(str(server.server_address[1]))
+    os.replace(port_file + '.new', port_file)
+    try:
+        while not stop.wait(1) and os.getppid() == parent:
+            pass
+    except KeyboardInterrupt:                    # by hand; under local.sh a Ctrl-C is the command's
+        pass
+    server.aws.scheduler.close()
+    os._exit(0)                                  # long polls still wait in their threads

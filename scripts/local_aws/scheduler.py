@@ -1,0 +1,230 @@
+"""Which job runs when, on which instance, and what follows an attempt. moto runs each job at once and alone.
+
+- A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher priority
+  are served first. The compute environments of a queue are tried in their order.
+- A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the queue's
+  JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words these are).
+- The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed (botocore's
+  model, ListJobsRequest.jobStatus).
+- An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its exit code
+  and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may have exited with 0.
+- An instance that is taken away takes all its jobs with it. They have no exit code.
+"""
+import collections
+import os
+import threading
+import time
+import traceback
+import uuid
+
+from local_aws import ACCOUNT, PARTITION
+from local_aws.batch import ENDED, TIMED_OUT, millis
+from local_aws.containers import CannotStart, Guardian, Task, processes_of
+from local_aws.instances import Fleet, is_fargate
+
+STOP_SECONDS = 30                  # between a container's SIGTERM and its SIGKILL
+NOTICE_SECONDS = 120               # between the notice of a Spot interruption and the end of the instance
+TICK = 0.2                         # seconds between two looks at the running jobs
+MIB = 1 << 20
+
+
+class Scheduler(threading.Thread):
+    """Starts jobs while their compute environment has room, and watches those that run."""
+
+    def __init__(self, iam, endpoint, images):
+        super().__init__(daemon=True, name='scheduler')
+        self.iam, self.endpoint, self.images = iam, endpoint, images
+        self.lock = threading.RLock()
+        self.wake = threading.Condition(self.lock)
+        self.jobs = {}                           # by id, in the order of submission; children included
+        self.open = {}                           # those that have not ended
+        self.fleets = {}                         # by the ARN of the compute environment
+        self.quota = float('inf')                # vCPUs of the account
+        self.speed = 1.0                         # time-outs and limits pass so many times faster
+        self.failing = []                        # reasons for which the next containers will not start
+        self.start_delay = float(os.environ.get('RIOS_AWSBATCH_LOCAL_START_MS') or 0) / 1000
+        self.guardian = Guardian()
+
+    # ---- what users and tests ask
+
+    def add(self, job):
+        """A job has been submitted."""
+        with self.lock:
+            for each in (job, *job.children):
+                self.jobs[each.id] = self.open[each.id] = each
+                each.move('PENDING')
+                each.not_before = time.monotonic() + self.start_delay * (each.index or 0)
+            self.wake.notify()
+
+    def stop(self, job, reason, running_too=True):
+        """End a job and its children for that reason."""
+        for each in [job, *job.children]:
+            if each.status in ENDED or each.task and not running_too:
+                continue
+            each.stop_reason, each.cancelled = reason, not running_too
+            if each.task:
+                each.task.stop(reason, STOP_SECONDS)
+            elif not each.children:
+                self._end(each, 'FAILED', reason)
+        self.wake.notify()
+
+    def interrupt(self, job_id, notice):
+        """Take away the instance of a job, with or without a notice to its containers."""
+        with self.lock:
+            instance = self.jobs[job_id].instance
+            for job in list(instance.jobs):
+                job.task.lost = True
+                reason = f'Host EC2 (instance {instance.id}) terminated.'
+                if notice:
+                    job.task.stop(reason, NOTICE_SECONDS / self.speed)
+                else:
+                    job.task.kill(reason)
+
+    def processes(self):
+        """The running containers, for the control endpoint."""
+        with self.lock:
+            tasks = [job.task for job in self.open.values() if job.task]
+            used = processes_of({task.pid for task in tasks})
+            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid, 'vcpus': task.job.vcpus,
+                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind,
+                     'rss': sum(used[task.pid].values())} for task in tasks]
+
+    # ---- what happens by itself
+
+    def run(self):
+        while True:
+            with self.wake:
+                try:
+                    self._start_what_fits()
+                    self._watch()
+                except Exception:                # a bug here must not stop all jobs silently
+                    traceback.print_exc()
+                self.wake.wait(TICK if self.open else None)
+
+    def _start_what_fits(self):
+        waiting = collections.defaultdict(list)
+        for job in list(self.open.values()):
+            if job.status == 'PENDING' and not job.children and self._ready(job):
+                job.move('RUNNABLE')
+            if job.status == 'RUNNABLE':
+                waiting[job.queue.arn].append(job)
+        now = time.monotonic()
+        for jobs in sorted(waiting.values(), key=lambda jobs: -int(jobs[0].queue.priority)):
+            for job in jobs:
+                if now >= job.not_before and not self._place(job):
+                    break
+
+    def _place(self, job):
+        """Start a job where there is room for it; False where it stays and holds up those behind it."""
+        why = None
+        for environment in job.queue.environments:
+            fleet = self.fleets.setdefault(environment.arn, Fleet(environment))
+            if environment.state == 'ENABLED':
+                left = self.quota - sum(each.used() for each in self.fleets.values())
+                instance, why = fleet.place(job, left)
+                if instance:
+                    instance.take(job)
+                    job.fleet, job.instance, job.blocked = fleet, instance, None
+                    self._start(job)
+                    return True
+        job.reason, kind = why, why and why.partition(' ')[0]
+        if job.blocked is None or job.blocked[0] != kind:
+            job.blocked = (kind, time.monotonic())
+        for limit in job.queue.limits if kind else ():
+            if limit['reason'] == kind and (
+                    time.monotonic() - job.blocked[1] >= float(limit['maxTimeSeconds']) / self.speed):
+                self._end(job, 'FAILED', f'Canceled by JobStateTimeLimit action due to reason: {kind}')
+                return True
+        return False
+
+    def _ready(self, job):
+        """Whether all jobs that this one waits for have succeeded."""
+        for dependency in job.request.get('dependsOn') or []:
+            other = self.jobs.get(dependency.get('jobId'))
+            if other is None or other.status == 'FAILED':
+                self._end(job, 'FAILED', 'Dependent Job failed')
+                return False
+            if other.status != 'SUCCEEDED':
+                return False
+        return True
+
+    def _start(self, job):
+        job.move('STARTING')
+        ecs = f'arn:{PARTITION}:ecs:{job.backend.region_name}:{ACCOUNT}:'
+        job.container = {}
+        if not is_fargate(job.fleet.environment):
+            job.container['containerInstanceArn'] = (
+                f'{ecs}container-instance/{job.fleet.environment.ecs_name}/{uuid.uuid4().hex}')
+        try:
+            if self.failing:
+                raise CannotStart(*self.failing.pop(0))
+            job.task = Task(job, self)
+        except CannotStart as error:
+            if error.reason:
+                job.container['reason'] = error.reason
+            self._attempt_over(job, None, error.status_reason)
+            return
+        job.container['taskArn'] = f'{ecs}task/{job.fleet.environment.ecs_name}/{job.task.id}'
+        job.started = millis()
+        job.move('RUNNING')
+
+    def _watch(self):
+        tasks = [job.task for job in self.open.values() if job.task]
+        used = processes_of({task.pid for task in tasks})
+        now = time.monotonic()
+        for task in tasks:
+            limit = task.job.timeout.get('attemptDurationSeconds')
+            if task.kill_at is not None and now > task.kill_at:
+                task.kill()
+            elif sum(used[task.pid].values()) > task.job.memory * MIB:
+                task.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+            elif limit and now > task.started + int(limit) / self.speed:
+                task.stop(TIMED_OUT, STOP_SECONDS)
+
+    def ended(self, task):
+        """The container is gone."""
+        with self.lock:
+            job, code = task.job, task.process.returncode
+            code = 128 - code if code < 0 else code
+            if task.container_reason:
+                job.container['reason'], code = task.container_reason, 137
+            if not task.lost:
+                job.container['exitCode'] = code
+            self._attempt_over(job, code, job.stop_reason or task.status_reason)
+            self.wake.notify()
+
+    def _attempt_over(self, job, code, reason):
+        was_stopped = job.task is None or job.task.lost or job.task.kill_at is not None
+        job.task = None
+        job.fleet.leave(job, job.instance)
+        attempt = {'container': {**job.container, 'networkInterfaces': []}, 'stoppedAt': millis(),
+                   'statusReason': reason}
+        if job.started:
+            attempt['startedAt'] = job.started
+        job.attempts.append(attempt)
+        if code == 0 and not was_stopped:
+            self._end(job, 'SUCCEEDED', reason)
+        elif job.may_retry(reason):
+            job.started = None
+            job.move('RUNNABLE', reason)
+        else:
+            self._end(job, 'FAILED', reason)
+
+    def _end(self, job, status, reason):
+        job.move(status, reason)
+        self.open.pop(job.id, None)
+        parent = job.parent
+        if parent and all(child.status in ENDED for child in parent.children):
+            good = all(child.status == 'SUCCEEDED' for child in parent.children)
+            parent.move('SUCCEEDED' if good else 'FAILED', None if good else
+                        parent.stop_reason or 'Array Child Job failed')
+            self.open.pop(parent.id, None)
+
+    def close(self):
+        """End all containers. The guardian, which reads the end of its input, ends what is left."""
+        with self.lock:
+            for job in list(self.open.values()):
+                if job.task:
+                    job.task.kill()
+            self.open.clear()
+        self.guardian.close()
