@@ -7,9 +7,10 @@
 #       the main image: your main script on top of the worker image, for scripts/submit.sh. Each FILE is a module, a
 #       folder or a data file that the script finds beside itself. Build the worker image first.
 #
-#   --platform NAME    linux/arm64 for a stack with Graviton machines (on another kind of machine, Docker needs
-#                      QEMU for it)
 #   --no-push          leave the image on this computer, as rios_awsbatch or rios_awsbatch_main; needs no AWS
+#   --platform NAME    the kind of image with --no-push, linux/amd64 or linux/arm64 (that of this computer). An image
+#                      that is pushed is of the kind that the stack's computers run; where this computer is of the
+#                      other kind, Docker needs QEMU (docker run --privileged --rm tonistiigi/binfmt --install all)
 #   --stackname NAME   the stack (RIOS_AWSBATCH_STACK, or RIOS)
 #   --region NAME      its region (RIOS_AWSBATCH_REGION, or ap-southeast-2)
 #   --help             this text
@@ -67,6 +68,16 @@ check_files() {
     done
 }
 
+# The kind of image: that of the stack's computers, as linux/arm64, since one of another kind would end there with
+# "exec format error".
+choose_platform() {
+    local platform
+    platform=linux/$(stack_platform) || exit 1
+    [[ -z $PLATFORM || ${PLATFORM%/v8} == "$platform" ]] ||
+        die "the computers of stack '$STACK' run images of the kind $platform, not $PLATFORM. Leave --platform out, or see --instancetype and --arm64 of scripts/modify.sh."
+    PLATFORM=$platform
+}
+
 check_engine() {
     local error
     type -P "${ENGINE[0]}" >/dev/null ||
@@ -111,10 +122,24 @@ log_in() {
         die "'${ENGINE[*]}' could not log in to $registry."
 }
 
+# check_kind IMAGE: builders may overlook --platform; what was built counts.
+check_kind() {
+    local kind format='{{.Architecture}}'
+    [[ ${DOCKER:-} != *buildah ]] || format='{{.OCIv1.Architecture}}'
+    kind=$("${ENGINE[@]}" inspect --type image --format "$format" "$1") || exit 1
+    [[ linux/$kind == "$PLATFORM" ]] ||
+        die "the image is of the kind linux/$kind, but the computers of stack '$STACK' run $PLATFORM, so it is not pushed. Build it on a computer of that kind, or install QEMU (see --platform in build.sh --help)."
+}
+
+# push IMAGE: its kind is a second tag, which scripts/status.sh shows.
 push() {
-    say "Pushing $1"
-    "${ENGINE[@]}" push "$1" ||
-        die "could not push $1. The image is on this computer; repeat the command to try again."
+    local image=$1 tagged=${1%:*}:${PLATFORM#linux/} name
+    "${ENGINE[@]}" tag "$image" "$tagged"
+    say "Pushing $image"
+    for name in "$tagged" "$image"; do
+        "${ENGINE[@]}" push "$name" ||
+            die "could not push $name. The image is on this computer; repeat the command to try again."
+    done
 }
 
 # ------------------------------------------------------------------------------------------------------ the images
@@ -202,7 +227,10 @@ compare_python() {
 read_options "$@"
 check_files
 check_engine
-[[ -z $PUSH ]] || require_stack
+if [[ -n $PUSH ]]; then
+    require_stack
+    choose_platform
+fi
 
 WORKER_IMAGE=rios_awsbatch:latest IMAGE=rios_awsbatch${MAIN:+_main}:latest
 if [[ -n $PUSH ]]; then
@@ -224,6 +252,9 @@ if [[ -n $MAIN ]]; then
 else
     build_worker "$IMAGE"
 fi
-[[ -z $PUSH ]] || push "$IMAGE"
+if [[ -n $PUSH ]]; then
+    check_kind "$IMAGE"
+    push "$IMAGE"
+fi
 [[ -n $MAIN ]] || compare_python "$IMAGE"
 say "Done: $IMAGE"

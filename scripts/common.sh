@@ -6,6 +6,8 @@
 #   AWS           aws (the command line in REGION, its errors as one sentence)
 #   the stack     describe_stack, require_ours, require_stack, stack_output, wait_for_stack
 #   runs          run_queues, delete_queue
+#   jobs          list_jobs
+#   images        image_of
 #   parameters    of batch.yaml, for create.sh and modify.sh
 
 STACK=${RIOS_AWSBATCH_STACK:-RIOS}
@@ -229,6 +231,39 @@ delete_queue() {
         die "$(aws_error <<<"$ERROR")"
 }
 
+# ---------------------------------------------------------------------------------------------- jobs and images
+
+# list_jobs QUEUE: all jobs on it that Batch still knows of: id, name, state, how many of an array. A filter, because
+# without one Batch lists the jobs of one state alone; the parent of an array is PENDING while its children run.
+list_jobs() {
+    aws batch list-jobs --job-queue "$1" --filters name=AFTER_CREATED_AT,values=0 --output text \
+        --query 'jobSummaryList[].[jobId, jobName, status, arrayProperties.size]'
+}
+
+# image_of OUTPUT: sets IMAGE_DATE and IMAGE_KIND of the image in the repository that this output of the stack names;
+# fails where it has none. build.sh tags each image with its kind, amd64 or arm64.
+# shellcheck disable=SC2034
+image_of() {
+    local repository tags
+    repository=$(stack_output "$1") || exit 1
+    if ! try_aws ecr describe-images --repository-name "$repository" --image-ids imageTag=latest --output text \
+            --query "imageDetails[0].[imagePushedAt, join(' ', imageTags)]"; then
+        [[ $ERROR == *ImageNotFound* ]] || die "$(aws_error <<<"$ERROR")"
+        return 1
+    fi
+    IFS=$'\t' read -r IMAGE_DATE tags <<<"$ANSWER"
+    IMAGE_KIND=$(tr ' ' '\n' <<<"$tags" | grep -Ex 'amd64|arm64' | head -n 1) || IMAGE_KIND=''
+}
+
+# The kind of image that the stack's computers run.
+stack_platform() {
+    case $(stack_output BatchArchitecture) in
+        X86_64) echo amd64 ;;
+        ARM64) echo arm64 ;;
+        *) return 1 ;;
+    esac
+}
+
 # ---------------------------------------------------------------------------------------------- parameters
 # Options become parameters of batch.yaml, which says what each may be: nothing of that is repeated here.
 
@@ -237,6 +272,14 @@ PARAMETERS=()       # NAME=VALUE, in the order given; the last of a name counts
 ZONES=()
 READ_BUCKETS=()
 WRITE_BUCKETS=()
+
+# Share of an instance's memory that is the jobs'. AWS's own figures are 93 to 95 % of the smaller instances (Batch user
+# guide, Compute resource memory management); the rest is the system's.
+MEMORY_PERCENT=90
+# MiB per vCPU that fill instances of the families c; 3600 and 7300 fill m and r.
+FILLING_MEMORY=1800
+# What Fargate has. Sources of all pairs: ResourceRequirement in AWS Batch's API reference.
+FARGATE_VCPUS='1 2 4 8 16 32'
 
 # template_value PARAMETER KEY: what batch.yaml says of a parameter, such as its MinValue.
 template_value() {
@@ -292,8 +335,10 @@ stack_option() {
     case $1 in
         --spot) SHIFT=1; set_parameter "$1" Spot yes; return ;;
         --ondemand) SHIFT=1; set_parameter "$1" Spot no; return ;;
-        --stackname | --region | --az | --vcpus | --mem | --maxjobs | --instancetype | --volume | --tag | \
-            --mainvcpus | --mainmem | --timeout | --idletimeout | --logdays | --readbucket | --writebucket)
+        --fargate) SHIFT=1; set_parameter "$1" Fargate yes; return ;;
+        --arm64) SHIFT=1; set_parameter "$1" InstanceTypes default_arm64; return ;;
+        --stackname | --region | --az | --vcpus | --mem | --maxjobs | --instancetype | --volume | --keepwarm | --tag | \
+            --mainvcpus | --mainmem | --maindisk | --timeout | --idletimeout | --logdays | --readbucket | --writebucket)
             need_value "$@" ;;
         *) SHIFT=0; return ;;
     esac
@@ -306,9 +351,11 @@ stack_option() {
         --maxjobs) set_parameter "$1" MaxJobs "$2" ;;
         --instancetype) set_parameter "$1" InstanceTypes "$2" ;;
         --volume) set_parameter "$1" VolumeSize "$2" ;;
+        --keepwarm) set_parameter "$1" KeepWarm "$2" ;;
         --tag) set_parameter "$1" Tag "$2" ;;
         --mainvcpus) set_parameter "$1" MainVCPUS "$2" ;;
         --mainmem) set_parameter "$1" MainMemory "$2" ;;
+        --maindisk) set_parameter "$1" MainDisk "$2" ;;
         --timeout) set_parameter "$1" JobTimeout "$2" ;;
         --idletimeout) set_parameter "$1" NoMessageTimeout "$2" ;;
         --logdays) set_parameter "$1" LogRetention "$2" ;;
@@ -317,7 +364,7 @@ stack_option() {
     esac
 }
 
-# The options whose values depend on the region, once that is known.
+# The options whose values depend on the region, once that is known. Asks AWS nothing.
 finish_parameters() {
     local value
     if [[ ${#ZONES[@]} -gt 0 ]]; then
@@ -356,7 +403,8 @@ zone_places() {
     printf '%s' "$places"
 }
 
-# bucket_arns NAME...: their ARNs with commas between them; nothing for the word "none".
+# bucket_arns NAME...: their ARNs with commas between them; nothing for the word "none". A name may be given as people
+# copy it: mybucket, s3://mybucket/folder/, /vsis3/mybucket/folder, or its ARN.
 bucket_arns() {
     local bucket partition=aws arns=''
     case $REGION in
@@ -364,6 +412,10 @@ bucket_arns() {
         us-gov-*) partition=aws-us-gov ;;
     esac
     for bucket in "$@"; do
+        bucket=${bucket#s3://} bucket=${bucket#/vsis3/} bucket=${bucket%\*}
+        while [[ $bucket == */ ]]; do
+            bucket=${bucket%/}
+        done
         case $bucket in
             none) ;;
             arn:*) arns+=,$bucket ;;
@@ -373,10 +425,134 @@ bucket_arns() {
     printf '%s' "${arns#,}"
 }
 
-# multiply_vcpus JOBS VCPUS MAINVCPUS: sets the two parameters that CloudFormation cannot work out by itself.
-multiply_vcpus() {
-    set_parameter "--maxjobs times --vcpus" MaxVCPUS $(($1 * $2))
-    set_parameter "--maxjobs times --vcpus plus --mainvcpus" ComputeVCPUS $(($1 * $2 + $3))
+# The functions below call value_of PARAMETER, which create.sh and modify.sh define: the value it is going to have.
+
+# The folders among the buckets, taken apart as CloudFormation cannot.
+split_folders() {
+    local -a arns
+    local arn folder buckets='' prefixes=''
+    IFS=, read -r -a arns <<<"$(value_of ReadBuckets),$(value_of WriteBuckets)"
+    for arn in ${arns[@]+"${arns[@]}"}; do
+        [[ $arn == */* ]] || continue
+        folder=${arn#*/}
+        [[ ",$buckets," == *",${arn%%/*},"* ]] || buckets+=,${arn%%/*}
+        [[ ",$prefixes," == *",$folder/*,"* ]] || prefixes+=",$folder/*"
+    done
+    set_parameter '' ListBuckets "${buckets#,}"
+    set_parameter '' ListPrefixes "${prefixes#,}"
+}
+
+# Names a bucket that is given and that there is not. One that AWS hides from us (403) may be there for the workers.
+check_buckets() {
+    local arn bucket
+    local -a arns
+    IFS=, read -r -a arns <<<"$(parameter ReadBuckets || true),$(parameter WriteBuckets || true)"
+    for arn in ${arns[@]+"${arns[@]}"}; do
+        bucket=${arn##*:} bucket=${bucket%%/*}
+        [[ -z $bucket ]] || try_aws s3api head-bucket --bucket "$bucket" || [[ $ERROR != *'(404)'* ]] ||
+            die "there is no bucket '$bucket'. --readbucket and --writebucket take the name of one that is there, or NAME/FOLDER."
+    done
+}
+
+# fargate_memories VCPUS: what memory (MiB) Fargate has for so many vCPUs.
+fargate_memories() {
+    local least step most memory
+    case $1 in
+        1) least=2048 step=1024 most=8192 ;;
+        2) least=4096 step=1024 most=16384 ;;
+        4) least=8192 step=1024 most=30720 ;;
+        8) least=16384 step=4096 most=61440 ;;
+        16) least=32768 step=8192 most=122880 ;;
+        32) echo 61440 122880 249856; return ;;
+        *) return 1 ;;
+    esac
+    for ((memory = least; memory <= most; memory += step)); do
+        printf '%s ' "$memory"
+    done
+}
+
+# fargate_memory VCPUS LEAST: the smallest of these that is no less.
+fargate_memory() {
+    local memory
+    for memory in $(fargate_memories "$1"); do
+        [[ $memory -lt $2 ]] || break
+    done
+    printf '%s' "${memory:-$2}"
+}
+
+# check_fargate VCPUS MEMORY OPTIONS: refuses what Fargate does not have, and says what is nearest.
+check_fargate() {
+    local memory below='' above=''
+    [[ " $FARGATE_VCPUS " == *" $1 "* ]] ||
+        die "Fargate has 1, 2, 4, 8, 16 or 32 vCPUs, not $1 ($3)."
+    for memory in $(fargate_memories "$1"); do
+        [[ $memory -gt $2 ]] || below=$memory
+        [[ $memory -lt $2 || -n $above ]] || above=$memory
+    done
+    [[ $below == "$2" ]] ||
+        die "Fargate does not have $2 MiB of memory with $1 vCPU ($3). Nearest: ${below}${below:+${above:+ or }}${above}."
+}
+
+# Refuses, before AWS is asked anything, what Fargate cannot do.
+check_sizes() {
+    check_fargate "$(value_of MainVCPUS)" "$(value_of MainMemory)" '--mainvcpus, --mainmem'
+    [[ $(value_of Fargate) == yes ]] || return 0
+    check_fargate "$(value_of VCPUS)" "$(value_of Memory)" '--vcpus, --mem'
+    [[ $(value_of VolumeSize) -le 200 ]] || die "a worker on Fargate has 200 GiB of disk at most (--volume)."
+    [[ -z $(value_of KeepWarm) ]] || die "on Fargate there are no instances to keep (--keepwarm)."
+    case $(value_of InstanceTypes) in
+        optimal | default_x86_64 | default_arm64) ;;
+        *) die "Fargate has no instance types to choose from (--instancetype); --arm64 takes Graviton." ;;
+    esac
+}
+
+# instance_types LIST: a line for each type that Batch may pick from: name, vCPUs, memory (MiB), architecture.
+instance_types() {
+    local item filter=''
+    local -a items
+    IFS=, read -r -a items <<<"$1"
+    for item in "${items[@]}"; do
+        case $item in
+            # So the Batch API describes instanceTypes.
+            optimal | default_x86_64) filter+=',m6i.*,c6i.*,r6i.*,c7i.*' ;;
+            default_arm64) filter+=',m6g.*,c6g.*,r6g.*,c7g.*' ;;
+            *.*) filter+=",$item" ;;
+            *) filter+=",$item.*" ;;
+        esac
+    done
+    aws ec2 describe-instance-types --filters "Name=instance-type,Values=${filter#,}" --output text --query \
+        'InstanceTypes[].[InstanceType, VCpuInfo.DefaultVCpus, MemoryInfo.SizeInMiB, ProcessorInfo.SupportedArchitectures[-1]]'
+}
+
+# What CloudFormation cannot work out: the architecture, and how many vCPUs the instances need to have so that all
+# workers find a place. Batch counts the vCPUs of instances, not of jobs, and may pick any type that holds a job.
+work_out_computers() {
+    local list vcpus memory jobs types architectures most=0 worst=''
+    list=$(value_of InstanceTypes) vcpus=$(value_of VCPUS) memory=$(value_of Memory) jobs=$(value_of MaxJobs)
+    types=$(instance_types "$list") || exit 1
+    [[ -n $types && $types != None ]] || die "region $REGION has no instance types '$list' (--instancetype)."
+    architectures=$(cut -f 4 <<<"$types" | sort -u)
+    case $architectures in
+        x86_64) set_parameter '' Architecture X86_64 ;;
+        arm64) set_parameter '' Architecture ARM64 ;;
+        *) die "the instance types '$list' are not all of one architecture (--instancetype): ${architectures//$'\n'/, }." ;;
+    esac
+    if [[ $(value_of Fargate) == yes ]]; then
+        set_parameter '--maxjobs times --vcpus' MaxVCPUS $((jobs * vcpus))
+        return
+    fi
+    read -r most worst < <(awk -F '\t' -v vcpus="$vcpus" -v memory="$memory" -v jobs="$jobs" -v percent=$MEMORY_PERCENT '
+        {
+            fit = int($2 / vcpus); by_memory = int($3 * percent / 100 / memory)
+            if (by_memory < fit) fit = by_memory
+            if (fit && $2 / fit > each) { each = $2 / fit; type = $1 }
+        }
+        END { total = jobs * each; print int(total) + (total > int(total)), (each > vcpus ? type " " each : "") }' <<<"$types")
+    [[ $most -gt 0 ]] ||
+        die "no instance of '$list' holds a worker of $vcpus vCPUs and $memory MiB (--vcpus, --mem, --instancetype); a tenth of its memory is the system's."
+    [[ -z $worst ]] ||
+        warn "note: workers of $vcpus vCPUs and $memory MiB do not fill the instances: on a ${worst% *} each takes ${worst#* } vCPUs, which cost money. Per vCPU, $FILLING_MEMORY MiB fill the families c, 3600 m and 7300 r (--instancetype m6i,m7i)."
+    set_parameter '--maxjobs times --vcpus' MaxVCPUS "$most"
 }
 
 # parameters_json NAMES: all given parameters for the aws command line. Those in NAMES (words) that are not given keep

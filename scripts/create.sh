@@ -4,21 +4,38 @@
 #
 #   scripts/create.sh [OPTION...]
 #
-#   --vcpus N             vCPUs of each worker (1)
-#   --mem MIB             memory of each worker, in MiB (2048)
-#   --maxjobs N           how many workers may run at a time (10)
-#   --instancetype LIST   instance types or families, commas between them: optimal (any x86, the default), c7i,m7i;
-#                         c7g,m7g for Graviton
-#   --spot                Spot instances: much cheaper, may be taken back; interrupted workers are started again
-#   --ondemand            on-demand instances (the default)
-#   --volume GIB          root volume of an instance, which all workers on it share (30)
-#   --az ZONE             an availability zone such as ap-southeast-2a; repeatable (all zones of the region)
-#   --mainvcpus N         vCPUs of a main script that runs as a job (1)
-#   --mainmem MIB         its memory, in MiB (4096)
-#   --readbucket NAME     a bucket the workers may read inputs from; repeatable (none)
-#   --writebucket NAME    a bucket a main script that runs as a job may write outputs to; repeatable (none)
-#   --timeout SECONDS     AWS Batch ends a job after this time, as a last resort (86400, a day)
+# Workers:
+#   --vcpus N             vCPUs of each (1)
+#   --mem MIB             memory of each, in MiB (1800 per vCPU: fills the cheapest instances; see --instancetype)
+#   --maxjobs N           how many may run at a time (10)
+#   --spot                Spot capacity: a third of the price or less, may be taken back; interrupted workers are
+#                         started again
+#   --ondemand            on-demand capacity (the default)
+#   --timeout SECONDS     AWS Batch ends a worker after this time, as a last resort (86400, a day)
 #   --idletimeout SECONDS a worker that is given no block ends after this time (3600)
+#
+# Computers of the workers:
+#   --instancetype LIST   instance types or families, commas between them (optimal: any x86). Memory that fills them,
+#                         per vCPU: 1800 in families c (c6i,c7i), 3600 in m (m6i,m7i), 7300 in r (r6i,r7i)
+#   --arm64               Graviton instead: cheaper, and scripts/build.sh builds the image for it
+#   --fargate             AWS Fargate instead of EC2 instances: workers start in about a minute, and cost more per
+#                         vCPU. Fixed pairs, such as 1 vCPU and 2048 to 8192 MiB, 2 and 4096 to 16384, 4 and 8192 to
+#                         30720. A stack keeps this, and with it --spot, as long as it lives
+#   --volume GIB          disk of an instance, which all workers on it share; with --fargate of each worker (30)
+#   --keepwarm MINUTES    an instance without a job waits so long for the next run, and is paid for: 20 to 10080
+#                         (as AWS Batch does by itself: some minutes)
+#   --az ZONE             an availability zone such as ap-southeast-2a; repeatable (all zones of the region)
+#
+# A main script that runs as a job; it has Fargate on demand for itself:
+#   --mainvcpus N         its vCPUs: 1, 2, 4, 8, 16 or 32 (1)
+#   --mainmem MIB         its memory, in MiB, in pairs as with --fargate (4096, or the least there is)
+#   --maindisk GIB        its disk, 21 to 200; an output that GDAL writes to S3 is there as a whole first (30)
+#
+# Data:
+#   --readbucket NAME     a bucket that workers and main job may read, or NAME/FOLDER; repeatable (none)
+#   --writebucket NAME    one that they may read, write and replace objects in, or NAME/FOLDER; repeatable (none)
+#
+# The stack:
 #   --logdays DAYS        how long logs are kept (30)
 #   --tag VALUE           value of the tag "Project" on everything (rios)
 #   --servicename NAME    what names the image repositories, queue and job definitions; a second stack in a region
@@ -73,7 +90,7 @@ refuse_taken_service_name() {
     local service
     service=$(value_of ServiceName)
     if try_aws ecr describe-repositories --repository-names "${service}ecr"; then
-        die "another stack in region $REGION has the service name '$service' (there is a repository ${service}ecr). Choose another with --servicename."
+        die "another stack in region $REGION, perhaps that of RIOS 1.4, has the service name '$service' (there is a repository ${service}ecr). Choose another with --servicename, or delete that stack first (see RIOS in README.md)."
     fi
 }
 
@@ -85,14 +102,32 @@ use_all_zones() {
     finish_parameters
 }
 
+# Memory that goes with the vCPUs, where it was not given.
+choose_memory() {
+    local vcpus
+    vcpus=$(value_of VCPUS)
+    parameter MainMemory >/dev/null || set_parameter --mainmem MainMemory "$(fargate_memory "$(value_of MainVCPUS)" 4096)"
+    if parameter Memory >/dev/null; then
+        return
+    elif [[ $(value_of Fargate) == yes ]]; then
+        set_parameter --mem Memory "$(fargate_memory "$vcpus" 2048)"
+    else
+        set_parameter --mem Memory $((vcpus * FILLING_MEMORY))
+    fi
+}
+
 read_options "$@"
 check_settings
 finish_parameters
-multiply_vcpus "$(value_of MaxJobs)" "$(value_of VCPUS)" "$(value_of MainVCPUS)"
+choose_memory
+check_sizes
+split_folders
 
 refuse_existing_stack
 refuse_taken_service_name
 [[ ${#ZONES[@]} -gt 0 ]] || use_all_zones
+check_buckets
+work_out_computers
 
 # Without --wait a failed stack stays, so that scripts/status.sh can say why it failed.
 STACK_ID=$(aws cloudformation create-stack --stack-name "$STACK" --template-body "file://$TEMPLATE" \

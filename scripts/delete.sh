@@ -4,7 +4,7 @@
 #
 #   scripts/delete.sh [OPTION...]
 #
-#   --yes              do not ask first
+#   --yes              do not ask first; needed where this is not run on a terminal, as in a pipe
 #   --stackname NAME   name of the stack (RIOS_AWSBATCH_STACK, or RIOS)
 #   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --wait             wait until it is gone, and say why if it fails
@@ -16,8 +16,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 WAIT='' YES=''
 
-# A job that is told to stop has half a minute for it; a bucket is emptied when nobody writes to it any more.
-STOP_SECONDS=120
+# A job that is told to stop has half a minute for it, but one that is just starting may take minutes.
+STOP_SECONDS=900
 
 read_options() {
     while [[ $# -gt 0 ]]; do
@@ -55,29 +55,29 @@ clear_out() {
     fi
 }
 
-stop_jobs() {
-    local queue=$1 state job jobs running waited=0
-    state=$(aws batch describe-job-queues --job-queues "$queue" --query 'jobQueues[0].state' --output text)
-    [[ $state != None ]] || return 0
-    jobs=$(jobs_of "$queue" SUBMITTED PENDING RUNNABLE STARTING RUNNING)
-    for job in $jobs; do
-        aws batch terminate-job --job-id "$job" --reason "Stack $STACK is being deleted"
-    done
-    [[ -z $jobs ]] || say "Stopped $(wc -w <<<"$jobs" | tr -d ' ') jobs."
-    running=$jobs
-    while [[ -n $running && $waited -lt $STOP_SECONDS ]]; do
-        sleep 2
-        waited=$((waited + 2))
-        running=$(jobs_of "$queue" STARTING RUNNING)
-    done
+# unfinished_jobs QUEUE: their ids. The parent of an array is PENDING while its children run.
+unfinished_jobs() {
+    list_jobs "$1" | awk -F '\t' '$3 != "SUCCEEDED" && $3 != "FAILED" { print $1 }'
 }
 
-jobs_of() {
-    local queue=$1 status
-    for status in "${@:2}"; do
-        aws batch list-jobs --job-queue "$queue" --job-status "$status" \
-            --query 'jobSummaryList[].[jobId]' --output text || return
+# stop_jobs QUEUE: closes the queue, so that no main script submits to it any more, and waits until no job is left.
+stop_jobs() {
+    local queue=$1 state jobs job told='' waited=0
+    state=$(aws batch describe-job-queues --job-queues "$queue" --query 'jobQueues[0].state' --output text)
+    [[ $state != None ]] || return 0
+    aws batch update-job-queue --job-queue "$queue" --state DISABLED >/dev/null
+    while jobs=$(unfinished_jobs "$queue") && [[ -n $jobs ]]; do
+        for job in $jobs; do
+            [[ " $told " != *" $job "* ]] || continue
+            aws batch terminate-job --job-id "$job" --reason "Stack $STACK is being deleted"
+            told+=" $job"
+        done
+        [[ $waited -lt $STOP_SECONDS ]] ||
+            die "jobs on $queue have not ended within $((STOP_SECONDS / 60)) minutes. Repeat the command."
+        sleep 2
+        waited=$((waited + 2))
     done
+    [[ -z $told ]] || say "Stopped $(wc -w <<<"$told" | tr -d ' ') jobs."
 }
 
 delete_queues() {
@@ -97,9 +97,18 @@ list_or_nothing() {
     fi
 }
 
+# From now on nobody writes to the bucket: a main script that runs elsewhere would, until it learns that its workers are
+# gone, and a bucket with an object in it cannot be deleted.
+close_bucket() {
+    try_aws s3api put-bucket-policy --bucket "$1" --policy "{\"Version\": \"2012-10-17\", \"Statement\": [{\"Effect\": \"Deny\",
+        \"Principal\": \"*\", \"Action\": \"s3:PutObject\", \"Resource\": \"arn:$(cut -d : -f 2 <<<"$STACK_ID"):s3:::$1/*\"}]}" ||
+        [[ $ERROR == *NoSuchBucket* ]] || die "$(aws_error <<<"$ERROR")"
+}
+
 # Every version and delete marker, a thousand at a time.
 empty_bucket() {
     local bucket=$1 page count=0 failed
+    close_bucket "$bucket"
     page=$(mktemp)
     while true; do
         # shellcheck disable=SC2016  # the backquotes are the query's
@@ -160,6 +169,8 @@ RESOURCES=$(aws cloudformation describe-stack-resources --stack-name "$STACK" \
     --query 'StackResources[].[LogicalResourceId, PhysicalResourceId, ResourceStatus]' --output text)
 BEFORE=$(last_event)
 
+# The main jobs first, since they start others.
+clear_out JobQueueMain stop_jobs
 clear_out JobQueue stop_jobs
 delete_queues
 clear_out Bucket empty_bucket

@@ -1,25 +1,21 @@
 #!/usr/bin/env bash
 # Changes the stack that scripts/create.sh made: what is given, and nothing else. It also brings a stack that was
-# made from an older batch.yaml up to date. Running jobs go on as they are.
+# made from an older batch.yaml up to date.
+#
+# Running jobs keep the vCPUs, memory and time-outs with which they began; the next ones have the new. What is marked *
+# replaces the instances: AWS lets their jobs run on for five days, then ends them.
 #
 #   scripts/modify.sh [OPTION...]
 #
-#   --vcpus N             vCPUs of each worker
-#   --mem MIB             memory of each worker, in MiB
-#   --maxjobs N           how many workers may run at a time
-#   --instancetype LIST   instance types or families, commas between them
-#   --spot, --ondemand    Spot instances from now on, or on-demand ones
-#   --volume GIB          root volume of an instance, which all workers on it share
-#   --az ZONE             an availability zone; repeatable: the zones given replace those there were
-#   --mainvcpus N         vCPUs of a main script that runs as a job
-#   --mainmem MIB         its memory, in MiB
-#   --readbucket NAME     a bucket the workers may read inputs from; repeatable: replaces those there were, and
-#                         "none" takes them away
-#   --writebucket NAME    the same for buckets a main script that runs as a job may write to
-#   --timeout SECONDS     AWS Batch ends a job after this time, as a last resort
-#   --idletimeout SECONDS a worker that is given no block ends after this time
-#   --logdays DAYS        how long logs are kept
-#   --tag VALUE           value of the tag "Project" on everything
+#   --vcpus N, --mem MIB, --maxjobs N, --timeout SECONDS, --idletimeout SECONDS
+#   --instancetype LIST*, --arm64*, --spot*, --ondemand*, --volume GIB*, --keepwarm MINUTES*, --az ZONE*, --tag VALUE*
+#   --mainvcpus N, --mainmem MIB, --maindisk GIB, --logdays DAYS
+#                         as in scripts/create.sh. Build the image anew when the kind of processor changes. A stack
+#                         on Fargate stays there, and on Spot or not
+#   --az ZONE             the zones given replace those there were
+#   --readbucket NAME, --writebucket NAME
+#                         those given replace those there were; "none" takes them away
+#   --keepwarm 0          instances go when AWS Batch thinks fit
 #   --stackname NAME      name of the stack (RIOS_AWSBATCH_STACK, or RIOS)
 #   --region NAME         its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --wait                wait until it is done, and say why if it fails (the stack is then as it was)
@@ -45,10 +41,35 @@ read_options() {
     done
 }
 
+# The value that the stack has; fails where it was made before there was such a parameter.
+current() {
+    awk -F '\t' -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' <<<"$CURRENT"
+}
+
 # The value given for a parameter, or the one the stack has, or the default of batch.yaml.
 value_of() {
-    parameter "$1" || awk -F '\t' -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' <<<"$CURRENT" ||
-        template_value "$1" Default
+    parameter "$1" || current "$1" || template_value "$1" Default
+}
+
+# What AWS Batch cannot change in an environment that is there.
+refuse_another_kind() {
+    local fargate spot
+    fargate=$(current Fargate) || fargate=no
+    spot=$(current Spot)
+    [[ $fargate == "$(value_of Fargate)" && ($fargate == no || $spot == "$(value_of Spot)") ]] ||
+        die "AWS Batch cannot change an environment to Fargate, or on Fargate to Spot or back. Make a second stack with scripts/create.sh --stackname NAME --servicename NAME, or delete this one first."
+}
+
+# say_of_jobs: what happens to jobs that run. The parameters are those of which batch.yaml makes instances.
+say_of_jobs() {
+    local name value
+    [[ $(value_of Fargate) == no ]] || return 0
+    for name in InstanceTypes Spot VolumeSize KeepWarm AvailabilityZones Tag; do
+        if value=$(parameter "$name") && [[ $value != "$(current "$name" || true)" ]]; then
+            say "Instances are replaced. Jobs that run may go on for five days on theirs; then AWS Batch ends them."
+            return
+        fi
+    done
 }
 
 read_options "$@"
@@ -60,7 +81,11 @@ require_stack
     die "stack '$STACK' is just being changed. Repeat the command when scripts/status.sh says that it is done."
 CURRENT=$(aws cloudformation describe-stacks --stack-name "$STACK" \
     --query 'Stacks[0].Parameters[].[ParameterKey, ParameterValue]' --output text)
-multiply_vcpus "$(value_of MaxJobs)" "$(value_of VCPUS)" "$(value_of MainVCPUS)"
+refuse_another_kind
+check_sizes
+split_folders
+check_buckets
+work_out_computers
 
 BEFORE=$(last_event)
 if ! try_aws cloudformation update-stack --stack-name "$STACK" --template-body "file://$TEMPLATE" \
@@ -70,6 +95,7 @@ if ! try_aws cloudformation update-stack --stack-name "$STACK" --template-body "
     say "There is nothing to change in stack '$STACK'."
     exit
 fi
+say_of_jobs
 if [[ -z $WAIT ]]; then
     say "Stack '$STACK' is being changed. It takes a few minutes; scripts/status.sh tells when it is done."
     exit

@@ -1,26 +1,33 @@
 #!/usr/bin/env bash
-# Shows the stack: its state and outputs, its jobs, the runs in progress, and what runs that died have left behind.
+# Shows the stack: its state and outputs, its images and jobs, the runs in progress, and what runs that died have left
+# behind.
 #
 #   scripts/status.sh [OPTION...]
 #
+#   --watch            the runs in progress, again and again until Ctrl-C: blocks done and to do, blocks per second since
+#                      the last look, time left, what the workers have cost so far (at an on-demand price)
 #   --clean            remove what dead runs left: jobs, queues, objects. A living run is never touched
 #   --stackname NAME   name of the stack (RIOS_AWSBATCH_STACK, or RIOS)
 #   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --help             this text
 #
 # A run lives while its main script renews the object runs/RUN/lease in the bucket, which says for how many seconds
-# it holds. It counts as dead when half as much again has passed; without a lease, five minutes after it began.
+# it holds, and how far the run is. It counts as dead when half as much again has passed; without a lease, five minutes
+# after it began.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-CLEAN=''
+CLEAN='' WATCH=''
 START_SECONDS=300      # for a run that has no lease, or none that can be read
+WATCH_SECONDS=10       # between two looks; main scripts renew their leases four times per LEASE_SECONDS
+VCPU_HOUR=0.05         # US dollars, as in scripts/timeline.py: on demand, Linux. Fargate about the same, Spot a third
 
 read_options() {
     while [[ $# -gt 0 ]]; do
         case $1 in
+            --watch) WATCH=yes ;;
             --clean) CLEAN=yes ;;
             --stackname) need_value "$@"; STACK=$2; shift ;;
             --region) need_value "$@"; REGION=$2; shift ;;
@@ -46,28 +53,55 @@ last_change() {
         tr -d '"' | grep -v null || true
 }
 
-# All jobs that Batch still knows of, to the file JOBS: id, name, state, how many of an array.
-list_jobs() {
-    local state
-    for state in SUBMITTED PENDING RUNNABLE STARTING RUNNING SUCCEEDED FAILED; do
-        aws batch list-jobs --job-queue "$QUEUE" --job-status "$state" --output text \
-            --query 'jobSummaryList[].[jobId, jobName, status, arrayProperties.size]'
-    done >"$JOBS"
+show_images() {
+    say
+    say Images
+    show_image worker BatchECR 'scripts/build.sh'
+    show_image main BatchECRMain 'scripts/build.sh --main SCRIPT'
 }
 
-# An array counts as its children, each in its own state, while it runs.
+# show_image NAME OUTPUT COMMAND
+show_image() {
+    local wanted
+    if ! image_of "$2"; then
+        say "  $1: none yet ($3 builds it)"
+        return
+    fi
+    wanted=$(stack_platform) || wanted=''
+    say "  $1: ${IMAGE_KIND:-of unknown kind}, pushed $(age_of "$IMAGE_DATE") ago"
+    [[ -z $IMAGE_KIND || $IMAGE_KIND == "$wanted" ]] ||
+        say "    but the stack's computers run $wanted: build it anew with $3"
+}
+
+# age_of DATE: as "3 days"; the AWS command line writes seconds or an ISO date.
+age_of() {
+    python3 - "$1" <<'PYTHON'
+import datetime
+import sys
+
+try:
+    then = datetime.datetime.fromtimestamp(float(sys.argv[1]), datetime.timezone.utc)
+except ValueError:
+    then = datetime.datetime.fromisoformat(sys.argv[1].replace('Z', '+00:00'))
+minutes = max(0, int((datetime.datetime.now(datetime.timezone.utc) - then).total_seconds())) // 60
+print(f'{minutes} min' if minutes < 120 else f'{minutes // 60} h' if minutes < 2880 else f'{minutes // 1440} days')
+PYTHON
+}
+
+# An array counts as its children, each in its own state.
 show_jobs() {
-    local id name state size
+    local arrays
     say
-    say "Jobs on $QUEUE (Batch forgets finished ones after some days)"
-    while IFS=$'\t' read -r id name state size; do
-        if [[ $size == None ]]; then
-            say "$state 1"
-        else
-            aws batch describe-jobs --jobs "$id" --output json --query 'jobs[0].arrayProperties.statusSummary' |
-                sed -n 's/.*"\([A-Z]*\)": \([0-9]*\).*/\1 \2/p'
-        fi
-    done <"$JOBS" | awk '
+    say "Jobs (Batch forgets finished ones after some days)"
+    arrays=$(awk -F '\t' '$4 != "None" { print $1 }' "$JOBS")
+    {
+        awk -F '\t' '$4 == "None" { print $3, 1 }' "$JOBS"
+        # Batch describes a hundred at a time.
+        xargs -n 100 <<<"$arrays" | while read -r -a ids; do
+            [[ ${#ids[@]} -eq 0 ]] || aws batch describe-jobs --jobs "${ids[@]}" --output json \
+                --query 'jobs[].arrayProperties.statusSummary' | sed -n 's/.*"\([A-Z]*\)": \([0-9]*\).*/\1 \2/p'
+        done
+    } | awk '
         { count[$1] += $2 }
         END {
             n = split("SUBMITTED PENDING RUNNABLE STARTING RUNNING SUCCEEDED FAILED", states, " ")
@@ -76,10 +110,10 @@ show_jobs() {
         }'
 }
 
-# All runs there is anything of, to the file RUNS, one a line: id, living or dead, age, queues, objects, megabytes, jobs.
+# All runs there is anything of, to the file RUNS, one a line: id, living or dead, age, queues, objects, megabytes, jobs,
+# how far it is. SEEN remembers how far it was at the last look.
 list_runs() {
     local key now
-    run_queues >"$QUEUES"
     now=$(date -u +%Y-%m-%dT%H:%M:%S)
     # Before anything is removed, S3's clock counts: this computer's may be wrong.
     [[ -z $CLEAN ]] || aws s3api put-object --bucket "$BUCKET" --key runs/clock >/dev/null
@@ -90,15 +124,15 @@ list_runs() {
         # Where the run has just ended, its lease is gone.
         printf '%s\t%s\n' "$key" "$(aws_command s3 cp --quiet "s3://$BUCKET/$key" - </dev/null 2>/dev/null || true)"
     done < <(cut -f 1 "$OBJECTS" | grep '/lease$' || true) >"$LEASES"
-    python3 - "$now" "$STACK" "$START_SECONDS" "$QUEUES" "$OBJECTS" "$JOBS" "$LEASES" >"$RUNS" <<'PYTHON'
+    python3 - "$now" "$STACK" "$START_SECONDS" "$VCPU_HOUR" "$QUEUES" "$OBJECTS" "$JOBS" "$LEASES" "$SEEN" >"$RUNS" <<'PYTHON'
 import collections
 import datetime
 import json
 import re
 import sys
 
-now, stack, start_seconds, queues, objects, jobs, leases = sys.argv[1:]
-start_seconds = float(start_seconds)
+now, stack, start_seconds, vcpu_hour, queues, objects, jobs, leases, seen = sys.argv[1:]
+start_seconds, vcpu_hour = float(start_seconds), float(vcpu_hour)
 runs = collections.defaultdict(lambda: {'alive': None, 'queues': 0, 'objects': 0, 'bytes': 0, 'jobs': 0})
 run_id = re.compile(r'\d{8}T\d{6}-[0-9a-f]+')
 
@@ -114,6 +148,38 @@ def holds(lease):
         return start_seconds
 
 
+def duration(seconds):
+    hours, minutes = divmod(max(0, int(seconds)) // 60, 60)
+    days, hours = divmod(hours, 24)
+    return (f'{days} days' if days > 1 else f'{days * 24 + hours} h {minutes} min' if days or hours else
+            f'{minutes} min')
+
+
+def progress(run, lease):
+    """How far a run is by its lease; nothing where the lease does not say. The rate is that since the last look."""
+    try:
+        lease = {name: float(value) for name, value in json.loads(lease).items() if name != 'host' and value is not None}
+        done, outstanding, began, at = (lease[name] for name in ('done', 'outstanding', 'began', 'now'))
+        workers, up, vcpus = (lease[name] for name in ('workers', 'workers_up', 'vcpus'))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ''
+    before = looks.get(run)
+    rate = done / (at - began) if at > began else 0
+    if before:
+        rate = (done - before[0]) / (at - before[1]) if at > before[1] else before[2]
+    looks[run] = [done, at, rate]
+    text = f'{up:.0f} of {workers:.0f} workers, {done:.0f} blocks done, {outstanding:.0f} to do'
+    text += f', {rate:.2g} blocks/s' if rate < 10 else f', {rate:.0f} blocks/s'
+    if rate > 0 and outstanding:
+        left = outstanding / rate
+        text += f', {duration(left)} left' if left >= 60 else f', {left:.0f} s left'
+    return text + f', about ${up * vcpus * (at - began) / 3600 * vcpu_hour:.2f} so far'
+
+
+try:
+    looks = json.load(open(seen))
+except (OSError, ValueError):
+    looks = {}
 leases = dict(line.rstrip('\n').split('\t', 1) for line in open(leases))
 for line in open(objects):
     if line.startswith('runs/clock\t'):
@@ -137,11 +203,10 @@ for line in open(jobs):
 for name, run in sorted(runs.items()):
     age = seconds_since(name[:15], '%Y%m%dT%H%M%S')
     living = age < start_seconds if run['alive'] is None else run['alive']
-    hours, minutes = divmod(max(0, int(age)) // 60, 60)
-    days, hours = divmod(hours, 24)
-    text = f'{days} days' if days > 1 else f'{days * 24 + hours} h {minutes} min' if days or hours else f'{minutes} min'
-    print(name, 'living' if living else 'dead', text, run['queues'], run['objects'],
-          f"{run['bytes'] / 1e6:.1f}", run['jobs'], sep='\t')
+    print(name, 'living' if living else 'dead', duration(age), run['queues'], run['objects'], f"{run['bytes'] / 1e6:.1f}",
+          run['jobs'], progress(name, leases.get(f'runs/{name}/lease', '')) if living else '', sep='\t')
+with open(seen, 'w') as file:
+    json.dump(looks, file)
 PYTHON
 }
 
@@ -150,13 +215,30 @@ show_runs() {
     awk -F '\t' -v which="$1" '
         $2 == which {
             printf "  %s  began %s ago: jobs %d, queues %d, objects %d (%s MB)\n", $1, $3, $7, $4, $5, $6; any = 1
+            if ($8) print "    " $8
         }
         END { if (!any) print "  none" }' "$RUNS"
 }
 
+watch_runs() {
+    trap 'exit 0' INT TERM
+    : >"$JOBS"
+    : >"$QUEUES"
+    while :; do
+        list_runs
+        [[ ! -t 1 ]] || printf '\033[H\033[2J'
+        say "Runs on stack $STACK in region $REGION at $(date +%H:%M:%S); Ctrl-C ends this"
+        awk -F '\t' '$2 == "living" { printf "  %s  began %s ago\n    %s\n", $1, $3, $8 ? $8 : "has not said yet how far it is"; any = 1 }
+            END { if (!any) print "  none" }' "$RUNS"
+        # In the background, so that Ctrl-C ends it at once.
+        sleep "$WATCH_SECONDS" &
+        wait $!
+    done
+}
+
 remove_run() {
-    local run=$1 id name state size queue
-    while IFS=$'\t' read -r id name state size; do
+    local run=$1 id name state queue
+    while IFS=$'\t' read -r id name state _; do
         if [[ $name == "${STACK}_$run" && $state != SUCCEEDED && $state != FAILED ]]; then
             aws batch terminate-job --job-id "$id" --reason 'The main script of this run is dead'
         fi
@@ -177,7 +259,7 @@ if [[ $STACK_STATUS == NONE ]]; then
     require_stack
 fi
 require_ours
-show_stack
+[[ -n $WATCH ]] || show_stack
 # A stack that is only half there has nothing more to show.
 case $STACK_STATUS in
     CREATE_COMPLETE | UPDATE_*) ;;
@@ -186,12 +268,17 @@ esac
 
 FOLDER=$(mktemp -d)
 trap 'rm -rf "$FOLDER"' EXIT
-JOBS=$FOLDER/jobs QUEUES=$FOLDER/queues OBJECTS=$FOLDER/objects LEASES=$FOLDER/leases RUNS=$FOLDER/runs
-QUEUE=$(stack_output BatchProcessingJobQueueName)
+JOBS=$FOLDER/jobs QUEUES=$FOLDER/queues OBJECTS=$FOLDER/objects LEASES=$FOLDER/leases RUNS=$FOLDER/runs SEEN=$FOLDER/seen
 BUCKET=$(stack_output BatchBucket)
+[[ -z $WATCH ]] || watch_runs
 
-list_jobs
+QUEUE=$(stack_output BatchProcessingJobQueueName)
+QUEUE_MAIN=$(stack_output BatchProcessingJobQueueMainName)
+show_images
+list_jobs "$QUEUE" >"$JOBS"
+list_jobs "$QUEUE_MAIN" >>"$JOBS"
 show_jobs
+run_queues >"$QUEUES"
 list_runs
 say
 say 'Runs in progress'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the main image, which scripts/build.sh --main has pushed, as a job on the stack's queue. With the main script
-# on AWS too, this computer may be switched off meanwhile.
+# Runs the main image, which scripts/build.sh --main has pushed, as a job on the stack's queue for main scripts. With the
+# main script on AWS too, this computer may be switched off meanwhile. The job sees no file of this computer: give it
+# names such as /vsis3/mybucket/scene.tif (see --readbucket and --writebucket of scripts/create.sh).
 #
 #   scripts/submit.sh [OPTION...] [--] [ARGUMENT...]
 #       each ARGUMENT goes to the main script
@@ -51,10 +52,18 @@ json_list() {
     printf '[%s]' "${list#, }"
 }
 
+# A job without an image would fail minutes later, on a machine that costs money.
+check_images() {
+    image_of BatchECRMain ||
+        die "there is no main image in stack '$STACK' yet. Build and push it with scripts/build.sh --main SCRIPT."
+    image_of BatchECR ||
+        warn "note: there is no image for the workers in stack '$STACK' yet. scripts/build.sh builds it."
+}
+
 # submit: sets JOB.
 submit() {
     local queue definition overrides=()
-    queue=$(stack_output BatchProcessingJobQueueName)
+    queue=$(stack_output BatchProcessingJobQueueMainName)
     definition=$(stack_output BatchProcessingJobDefinitionMainName)
     if [[ ${#ARGUMENTS[@]} -gt 0 ]]; then
         overrides=(--container-overrides "{\"command\": $(json_list "${ARGUMENTS[@]}")}")
@@ -80,7 +89,8 @@ look() {
     [[ $container_reason == None ]] || REASON+="; $container_reason"
 }
 
-# show_log: the lines that are new. LOG_OF and LOG_NEXT remember how far it came: a second try has another stream.
+# show_log: the lines that are new. LOG_OF and LOG_NEXT remember how far it came: a second try has another stream. A page
+# may be empty though more follow; the end is where the token stays the same.
 show_log() {
     local answer next
     [[ $STREAM != None ]] || return 0
@@ -91,7 +101,7 @@ show_log() {
             ${LOG_NEXT:+--next-token "$LOG_NEXT"} --query '[[[nextForwardToken]], events[].[message]][]' 2>/dev/null) || return 0
         next=${answer%%$'\n'*}
         [[ $answer == "$next" ]] || printf '%s\n' "${answer#*$'\n'}"
-        [[ $next != "$LOG_NEXT" && $answer != "$next" ]] || break
+        [[ $next != "$LOG_NEXT" ]] || break
         LOG_NEXT=$next
     done
 }
@@ -110,7 +120,7 @@ follow() {
             show_log
             [[ $STATE != SUCCEEDED && $STATE != FAILED ]] || return 0
             if [[ $STATE == RUNNABLE && $((SECONDS - since)) -ge $RUNNABLE_SECONDS ]]; then
-                note "still no machine for the job. Usual causes: the account's vCPU limit, no Spot capacity, other jobs of the stack at its maximum, or an instance type that is too small for the job."
+                note "still no machine for the job. Usual causes: the account's quota of Fargate vCPUs (6 in a new account), or no free capacity."
                 since=$SECONDS
             fi
         else
@@ -132,10 +142,18 @@ finish() {
         show_log
     fi
     [[ $STATE == FAILED ]] || exit 0
-    warn "job $JOB failed: $REASON"
-    if [[ $REASON == *CannotPullContainer* ]]; then
-        warn "AWS has no main image to run, or cannot start it. Build and push it with scripts/build.sh --main SCRIPT."
-    fi
+    case $REASON in
+        *CannotPullContainer*)
+            die "AWS cannot start the main image ($REASON). Build and push it with scripts/build.sh --main SCRIPT." ;;
+        *OutOfMemory*)
+            warn "your script needs more memory than the main job has ($REASON). scripts/modify.sh --mainmem MIB gives it more." ;;
+        *)
+            if [[ $CODE =~ ^[1-9][0-9]*$ && $REASON == *'Essential container'* ]]; then
+                warn "your script ended with $CODE (job $JOB)"
+            else
+                warn "job $JOB failed: $REASON"
+            fi ;;
+    esac
     [[ $CODE =~ ^[1-9][0-9]*$ && $CODE -le 255 ]] || exit 1
     exit "$CODE"
 }
@@ -144,6 +162,7 @@ finish() {
 
 read_options "$@"
 require_stack
+check_images
 NAME=${NAME:-$STACK-main-$(date +%Y%m%d-%H%M%S)}
 submit
 say "Submitted job $NAME, $JOB" >&2

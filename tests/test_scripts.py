@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -57,6 +58,19 @@ def test_unknown_options_are_refused(script):
     ('create.sh', ['--servicename', 'Rios'], '--servicename must be 1 to 40 lower-case'),
     ('create.sh', ['--az', 'us-east-1a'], '--az must be a zone of region'),
     ('create.sh', ['--readbucket', 'My_Bucket'], '--readbucket must be'),
+    ('create.sh', ['--writebucket', 'bucket/*/x'], '--writebucket must be buckets or folders'),
+    ('create.sh', ['--keepwarm', '19'], '--keepwarm must be a whole number from 20 to 10080'),
+    ('create.sh', ['--idletimeout', '29'], '--idletimeout must be a whole number from 30'),
+    ('create.sh', ['--maindisk', '201'], '--maindisk must be a whole number from 21 to 200'),
+    ('create.sh', ['--mainvcpus', '3'], '--mainvcpus must be one of 1, 2, 4, 8, 16, 32'),
+    ('create.sh', ['--mainmem', '4000'], r'Fargate does not have 4000 MiB .*--mainmem.*Nearest: 3072 or 4096\.'),
+    ('create.sh', ['--fargate', '--vcpus', '3'], 'Fargate has 1, 2, 4, 8, 16 or 32 vCPUs, not 3'),
+    ('create.sh', ['--fargate', '--mem', '1800'], r'Fargate does not have 1800 MiB .*--mem.*Nearest: 2048\.'),
+    ('create.sh', ['--fargate', '--vcpus', '8', '--mem', '30000'], r'Nearest: 28672 or 32768\.'),
+    ('create.sh', ['--fargate', '--vcpus', '2', '--mem', '20000'], r'Nearest: 16384\.'),
+    ('create.sh', ['--fargate', '--volume', '201'], '200 GiB of disk at most'),
+    ('create.sh', ['--fargate', '--keepwarm', '30'], 'no instances to keep'),
+    ('create.sh', ['--fargate', '--instancetype', 'c7i'], 'no instance types to choose from .*--arm64'),
     ('create.sh', ['--stackname', 'my stack'], "'my stack' cannot be a stack name"),
     ('modify.sh', ['--servicename', 'other'], 'keeps its service name'),
     ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job")])
@@ -199,39 +213,58 @@ def test_stack_in_an_odd_state_is_one_sentence(status, script, said, stack):
 # create.sh and modify.sh
 # ---------------------------------------------------------------------------------------------
 
+def make_buckets(stack, *names):
+    """Buckets of a user's own, with names that no other test has."""
+    for name in names:
+        stack.client('s3').create_bucket(Bucket='{}-{}'.format(stack.service, name),
+                                         CreateBucketConfiguration={'LocationConstraint': REGION})
+    return ['{}-{}'.format(stack.service, name) for name in names]
+
+
+def environment_of(stack, output='ComputeEnvironmentArn'):
+    return stack.client('batch').describe_compute_environments(
+        computeEnvironments=[stack.outputs()[output]])['computeEnvironments'][0]
+
+
+def definition_of(stack, output='BatchProcessingJobDefinitionName'):
+    return stack.client('batch').describe_job_definitions(
+        jobDefinitionName=stack.outputs()[output], status='ACTIVE')['jobDefinitions'][0]
+
+
 # What design.md promises to users of the stack.
 def test_options_of_create_reach_the_stack():
     stack = Stack()
+    scenes, masks, results = make_buckets(stack, 'scenes', 'masks', 'results')
     done = stack.run(
         'create.sh', '--servicename', stack.service, '--vcpus', 2, '--mem', 3000, '--maxjobs', 7, '--spot', '--volume', 50,
-        '--instancetype', 'c7g,m7g', '--az', REGION + 'c', '--az', REGION + 'a', '--mainvcpus', 3, '--mainmem', 5000,
-        '--readbucket', 'scenes', '--readbucket', 'masks', '--writebucket', 'results', '--timeout', 7200,
-        '--idletimeout', 60, '--logdays', 7, '--tag', 'My project', '--wait')
+        '--instancetype', 'c7g,m7g', '--az', REGION + 'c', '--az', REGION + 'a', '--mainvcpus', 2, '--mainmem', 5120,
+        '--readbucket', 's3://{}/'.format(scenes), '--readbucket', masks, '--writebucket', results, '--timeout', 7200,
+        '--idletimeout', 60, '--logdays', 7, '--tag', 'My project', '--keepwarm', 45, '--maindisk', 100, '--wait')
     succeeds(done, "Stack '{}' is ready .*scripts/build.sh".format(stack.name))
     assert stack.status() == 'CREATE_COMPLETE'
     outputs = stack.outputs()
     assert OUTPUTS <= set(outputs) and all(outputs.values())
-    assert (outputs['BatchMaxJobs'], outputs['BatchVCPUS'], outputs['BatchMaxVCPUS']) == ('7', '2', '14')
+    assert (outputs['BatchMaxJobs'], outputs['BatchVCPUS'], outputs['BatchArchitecture']) == ('7', '2', 'ARM64')
+    assert outputs['BatchMaxVCPUS'].startswith('14 vCPUs')
     assert outputs['BatchProcessingJobQueueName'] == stack.service + 'JobQueue'
-    batch = stack.client('batch')
-    computers = batch.describe_compute_environments(
-        computeEnvironments=[outputs['ComputeEnvironmentArn']])['computeEnvironments'][0]['computeResources']
-    assert int(computers['maxvCpus']) == 7 * 2 + 3      # a main script that runs as a job takes no worker's place
+    computers = environment_of(stack)['computeResources']
+    assert int(computers['maxvCpus']) == 7 * 2
     assert (computers['type'], computers['instanceTypes']) == ('SPOT', ['c7g', 'm7g'])
     assert int(computers['minvCpus']) == 0
     subnets = stack.client('ec2').describe_subnets(SubnetIds=computers['subnets'])['Subnets']
     assert sorted(subnet['AvailabilityZone'] for subnet in subnets) == [REGION + 'a', REGION + 'c']
-    worker, main = (batch.describe_job_definitions(jobDefinitionName=outputs[name], status='ACTIVE')['jobDefinitions'][0]
-                    for name in ('BatchProcessingJobDefinitionName', 'BatchProcessingJobDefinitionMainName'))
-    assert needs(worker) == {'VCPU': '2', 'MEMORY': '3000'} and needs(main) == {'VCPU': '3', 'MEMORY': '5000'}
+    worker, main = definition_of(stack), definition_of(stack, 'BatchProcessingJobDefinitionMainName')
+    assert needs(worker) == {'VCPU': '2', 'MEMORY': '3000'} and needs(main) == {'VCPU': '2', 'MEMORY': '5120'}
     assert worker['timeout'] == {'attemptDurationSeconds': 7200}
+    assert worker['platformCapabilities'] == ['EC2']
     assert {'name': 'RIOS_NOMSG_TIMEOUT', 'value': '60'} in worker['containerProperties']['environment']
     assert {'name': 'RIOS_AWSBATCH_STACK', 'value': stack.name} in main['containerProperties']['environment']
     assert {'name': 'RIOS_AWSBATCH_REGION', 'value': REGION} in main['containerProperties']['environment']
     found = stack.parameters()
-    assert found['ReadBuckets'] == 'arn:aws:s3:::scenes,arn:aws:s3:::masks'
-    assert found['WriteBuckets'] == 'arn:aws:s3:::results'
+    assert found['ReadBuckets'] == 'arn:aws:s3:::{},arn:aws:s3:::{}'.format(scenes, masks)
+    assert found['WriteBuckets'] == 'arn:aws:s3:::' + results
     assert (found['VolumeSize'], found['LogRetention'], found['Tag']) == ('50', '7', 'My project')
+    assert (found['KeepWarm'], found['MainDisk'], found['ListBuckets']) == ('45', '100', '')
     assert outputs['BatchTag'] == 'My project'
     # And the same name again.
     refuses(stack.run('create.sh'), "stack '{}' exists already .*modify.sh.*delete.sh.*--stackname".format(stack.name))
@@ -239,6 +272,93 @@ def test_options_of_create_reach_the_stack():
 
 def needs(definition):
     return {item['type']: item['value'] for item in definition['containerProperties']['resourceRequirements']}
+
+
+def test_main_job_is_on_demand_and_has_computers_of_its_own():
+    """Whatever its workers are on."""
+    stack = Stack(Spot='yes').create()
+    queues = stack.client('batch').describe_job_queues(jobQueues=[
+        stack.outputs()[name] for name in ('BatchProcessingJobQueueArn', 'BatchProcessingJobQueueMainArn')])['jobQueues']
+    environments = {queue['jobQueueName']: queue['computeEnvironmentOrder'][0]['computeEnvironment'] for queue in queues}
+    workers, main = environments[stack.service + 'JobQueue'], environments[stack.service + 'JobQueueMain']
+    assert workers == stack.outputs()['ComputeEnvironmentArn'] != main
+    resources = stack.client('batch').describe_compute_environments(
+        computeEnvironments=[main])['computeEnvironments'][0]['computeResources']
+    assert resources['type'] == 'FARGATE'
+    definition = definition_of(stack, 'BatchProcessingJobDefinitionMainName')
+    assert definition['platformCapabilities'] == ['FARGATE']
+    assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}      # a run may be longer than a worker lives
+
+
+def test_fargate_takes_what_fargate_needs():
+    stack = Stack()
+    succeeds(stack.run('create.sh', '--servicename', stack.service, '--fargate', '--spot', '--arm64', '--vcpus', 4, '--maxjobs',
+                       5, '--wait'))
+    resources = environment_of(stack)['computeResources']
+    assert resources['type'] == 'FARGATE_SPOT' and int(resources['maxvCpus']) == 20
+    # AWS refuses a Fargate environment with any of these.
+    assert not {'instanceTypes', 'instanceRole', 'allocationStrategy', 'launchTemplate', 'minvCpus', 'ec2Configuration',
+                'scalingPolicy', 'tags'} & {name for name, value in resources.items() if value}
+    definition = definition_of(stack)
+    container = definition['containerProperties']
+    assert definition['platformCapabilities'] == ['FARGATE']
+    assert needs(definition) == {'VCPU': '4', 'MEMORY': '8192'}         # the least that Fargate has with 4 vCPUs
+    assert container['networkConfiguration'] == {'assignPublicIp': 'ENABLED'}
+    assert container['runtimePlatform'] == {'operatingSystemFamily': 'LINUX', 'cpuArchitecture': 'ARM64'}
+    assert container['executionRoleArn'].startswith('arn:aws:iam::')
+    assert int(container['ephemeralStorage']['sizeInGiB']) == 30
+    before = stack.parameters()
+    refuses(stack.run('modify.sh', '--ondemand'), 'on Fargate to Spot or back. Make a second stack')
+    refuses(stack.run('modify.sh', '--vcpus', 8), r'Fargate does not have 8192 MiB .*Nearest: 16384\.')
+    assert stack.parameters() == before
+
+
+def test_instances_do_not_become_fargate(stack):
+    refuses(stack.run('modify.sh', '--fargate', '--mem', 2048), 'cannot change an environment to Fargate')
+
+
+@pytest.mark.parametrize('options, vcpus, said', [
+    ([], 10, ''),                                                                   # 1 vCPU, 1800 MiB fill c6i
+    (['--vcpus', 4], 40, ''),                                                       # so do 4 and 7200
+    (['--mem', 2048], 20, '1 vCPUs and 2048 MiB .* on a c6i.large each takes 2 vCPUs'),
+    (['--mem', 4096, '--instancetype', 'm6i,m7i'], 20, 'on a m[67]i.large each takes 2 vCPUs'),
+    (['--mem', 3600, '--instancetype', 'm6i,m7i'], 10, ''),
+    (['--mem', 7300, '--instancetype', 'r6i'], 10, ''),
+    (['--vcpus', 3, '--mem', 3000, '--maxjobs', 5, '--instancetype', 'c6i.xlarge'], 20, 'each takes 4 vCPUs'),
+    (['--vcpus', 5, '--mem', 3000, '--maxjobs', 4, '--instancetype', 'c6i.4xlarge'], 22, 'each takes 5.33'),
+])
+def test_instances_have_room_for_as_many_workers_as_asked_for(options, vcpus, said):
+    """Batch counts the vCPUs of instances, whose memory is in part the system's."""
+    stack = Stack()
+    done = stack.run('create.sh', '--servicename', stack.service, '--wait', *options)
+    assert done.returncode == 0, done.stderr
+    assert bool(done.stderr) == bool(said) and re.search(said, done.stderr), done.stderr
+    assert int(environment_of(stack)['computeResources']['maxvCpus']) == vcpus
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--instancetype', 'c7i,m7g'], 'not all of one architecture .*arm64, x86_64'),
+    (['--instancetype', 'c99'], "no instance types 'c99'"),
+    (['--mem', 100000, '--instancetype', 'c7i.large'], "no instance of 'c7i.large' holds a worker of 1 vCPUs and 100000 MiB"),
+    (['--readbucket', 'there-is-no-such-bucket/folder'], "no bucket 'there-is-no-such-bucket'")])
+def test_create_refuses_what_would_never_run(options, said):
+    stack = Stack()
+    refuses(stack.run('create.sh', '--servicename', stack.service, *options), said)
+    assert stack.status() is None
+
+
+def test_folders_reach_the_policies_by_themselves():
+    stack = Stack()
+    scenes, results = make_buckets(stack, 'scenes', 'results')
+    succeeds(stack.run('create.sh', '--servicename', stack.service, '--readbucket', '/vsis3/{}/2026/'.format(scenes),
+                       '--writebucket', 's3://{}/ann/x/'.format(results), '--readbucket', results + '/ann/x', '--wait'))
+    found = stack.parameters()
+    assert found['ReadBuckets'] == 'arn:aws:s3:::{}/2026,arn:aws:s3:::{}/ann/x'.format(scenes, results)
+    assert found['ListBuckets'] == 'arn:aws:s3:::{},arn:aws:s3:::{}'.format(scenes, results)
+    assert found['ListPrefixes'] == '2026/*,ann/x/*'
+    succeeds(stack.run('modify.sh', '--readbucket', 'none', '--wait'))
+    found = stack.parameters()
+    assert (found['ReadBuckets'], found['ListPrefixes']) == ('', 'ann/x/*')
 
 
 @pytest.mark.parametrize('region', ['us-east-1', 'us-west-1'])
@@ -282,12 +402,11 @@ def test_create_refuses_a_service_name_that_is_taken(stack):
 
 
 def test_modify_changes_what_is_given_and_nothing_else():
-    stack = Stack(MaxJobs=7, VCPUS=2, MaxVCPUS=14, ComputeVCPUS=15, Tag='mine', Spot='yes',
-                  ReadBuckets='arn:aws:s3:::scenes').create()
+    stack = Stack(MaxJobs=7, VCPUS=2, MaxVCPUS=14, Tag='mine', Spot='yes', ReadBuckets='arn:aws:s3:::scenes').create()
     before, outputs = stack.parameters(), stack.outputs()
     succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none', '--wait'),
-             "'{}' is changed".format(stack.name))
-    expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', ComputeVCPUS='19', Spot='no', ReadBuckets='')
+             "Instances are replaced. Jobs that run may go on for five days(.|\n)*'{}' is changed".format(stack.name))
+    expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', Spot='no', ReadBuckets='')
     assert stack.parameters() == expected
     after = stack.outputs()
     assert {name for name in outputs if outputs[name] != after[name]} <= {
@@ -296,9 +415,20 @@ def test_modify_changes_what_is_given_and_nothing_else():
         jobDefinitionName=after['BatchProcessingJobDefinitionName'], status='ACTIVE')['jobDefinitions']
     assert [needs(each) for each in definition] == [{'VCPU': '2', 'MEMORY': '3000'}]
     # vCPUs in all are a product: each factor alone changes it.
-    succeeds(stack.run('modify.sh', '--vcpus', 4, '--mainvcpus', 2))
-    assert stack.parameters() == dict(expected, VCPUS='4', MaxVCPUS='36', ComputeVCPUS='38', MainVCPUS='2')
-    assert stack.outputs()['BatchMaxVCPUS'] == '36'
+    done = succeeds(stack.run('modify.sh', '--vcpus', 4, '--mainvcpus', 2))
+    assert 'replaced' not in done
+    assert stack.parameters() == dict(expected, VCPUS='4', MaxVCPUS='36', MainVCPUS='2')
+    assert stack.outputs()['BatchMaxVCPUS'].startswith('36 vCPUs')
+
+
+def test_another_tag_keeps_the_environment(stack):
+    """AWS makes an environment anew for another tag of its own, and jobs of the old one end."""
+    before = stack.outputs()
+    succeeds(stack.run('modify.sh', '--tag', 'another project', '--wait'), 'Instances are replaced')
+    assert stack.outputs()['ComputeEnvironmentArn'] == before['ComputeEnvironmentArn']
+    for item in load_template()['Resources'].values():
+        if item['Type'] == 'AWS::Batch::ComputeEnvironment':
+            assert 'Tags' not in item['Properties']         # create-only, says CloudFormation's schema
 
 
 def test_modify_with_nothing_to_change_says_so_and_succeeds(stack):
@@ -314,7 +444,7 @@ def test_modify_brings_an_older_stack_up_to_date(tmp_path, stack):
     text = text.replace('!Ref LogRetention', '30').replace(', LogRetention]', ']')
     text = re.sub(r'      LogRetention: .*\n', '', text)
     older.write_text(text)
-    stack = Stack(MaxJobs=4, MaxVCPUS=4, ComputeVCPUS=5).create(older)
+    stack = Stack(MaxJobs=4, MaxVCPUS=4).create(older)
     assert 'LogRetention' not in stack.parameters() and 'BatchMainPolicyArn' not in stack.outputs()
     succeeds(stack.run('modify.sh', '--wait'), 'is changed')
     assert stack.parameters()['MaxJobs'] == '4' and stack.parameters()['LogRetention'] == '30'
@@ -431,6 +561,8 @@ def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tm
         said = succeeds(stack.run('status.sh'), 'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
         for name, value in stack.outputs().items():
             assert re.search(r'{} +{}\n'.format(name, re.escape(value)), said)
+        assert 'worker: of unknown kind, pushed 0 min ago' in said.replace('1 min', '0 min')
+        assert 'main: none yet (scripts/build.sh --main SCRIPT builds it)' in said
         in_progress, _, left = said.partition('Runs in progress\n')[2].partition('Left behind by dead runs\n')
         assert re.match(r'  {}  began \d+ min ago: jobs 1, queues 2, objects \d+ '.format(living_run), in_progress)
         assert re.match(r'  {}  began \d+ min ago: jobs 0, queues 2, objects \d+ '.format(dead_run), left)
@@ -456,3 +588,44 @@ def test_status_says_why_a_stack_failed():
     with pytest.raises(AssertionError):
         stack.create()
     succeeds(stack.run('status.sh'), 'ROLLBACK_COMPLETE\n  Why: the first resource that failed was RepositoryMain')
+
+
+def lease(stack, run, began, now, **numbers):
+    """What a main script writes while it renews its lease."""
+    stack.client('s3').put_object(
+        Bucket=stack.outputs()['BatchBucket'], Key='runs/{}/lease'.format(run), Body=json.dumps(dict(
+            {'host': 'laptop', 'pid': 1, 'seconds': 180, 'began': began, 'now': now, 'workers': 4, 'workers_up': 3,
+             'vcpus': 2}, **numbers)))
+
+
+def test_watching_shows_how_far_each_run_is(stack):
+    """Of any computer that may read the bucket: the leases say it."""
+    now = time.time()
+    run_id = time.strftime('%Y%m%dT%H%M%S-0123abcd', time.gmtime(now - 7200))
+    lease(stack, run_id, now - 7200, now, done=100, outstanding=300)
+    process = subprocess.Popen([SCRIPTS / 'status.sh', '--watch'], env=stack.env, stdout=subprocess.PIPE, text=True)
+    try:
+        said = ''.join(process.stdout.readline() for _ in range(3))
+        assert re.search(r'{}  began 2 h 0 min ago\n    3 of 4 workers, 100 blocks done, 300 to do, 0.014 blocks/s, '
+                         r'\d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
+        lease(stack, run_id, now - 7200, now + 10, done=180, outstanding=220)       # 8 a second since the last look
+        said = ''.join(process.stdout.readline() for _ in range(3))
+        assert '180 blocks done, 220 to do, 8 blocks/s, 28 s left' in said, said
+        stack.client('s3').delete_object(Bucket=stack.outputs()['BatchBucket'], Key='runs/{}/lease'.format(run_id))
+        assert process.stdout.readline().startswith('Runs on stack') and process.stdout.readline() == '  none\n'
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+    assert process.wait(PATIENCE) == 0
+
+
+def test_status_says_that_an_image_is_of_the_wrong_kind(stack):
+    ecr, repository = stack.client('ecr'), stack.outputs()['BatchECR']
+    for tag in ('latest', 'arm64'):
+        ecr.put_image(repositoryName=repository, imageTag=tag, imageManifest=json.dumps(MANIFEST))
+    succeeds(stack.run('status.sh'), r'worker: arm64, pushed \d min ago\n    but the stack.s computers run amd64')
+
+
+# ---------------------------------------------------------------------------------------------
+# The stack of RIOS 1.4
+# ---------------------------------------------------------------------------------------------
