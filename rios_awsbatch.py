@@ -1713,8 +1713,8 @@ class _Rios2Function(_Function):
 
 class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerManager')):
     """
-    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs is as
-    with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
+    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs is
+    as with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
@@ -1725,9 +1725,9 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
 
     def startWorkers(self, numWorkers=None, **given):
         """
-        Start the workers, or use those of ``with AWSBatchExecutor(n):``; return when the first is up. Raises
-        ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no worker
-        was up within computeBarrierTimeout, or when RIOS has changed too much.
+        Start workers, or use those of ``with AWSBatchExecutor(n):``; return when the first is up. Raises
+        ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no
+        worker was up within computeBarrierTimeout, or when RIOS has changed too much.
         """
         style = given['controls'].concurrency
         try:

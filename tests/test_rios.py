@@ -504,6 +504,17 @@ def test_deprecated_class_of_rios_is_harmless(source, folder, order):
     assert 'deprecated' not in err
 
 
+@every()
+def test_forgotten_import_ends_at_once_and_is_named(source, folder):
+    if 'double' in source.name:
+        pytest.skip('the doubles have no AWS Batch of their own')
+    theirs = '' if source.is_2 else 'from rios.parallel.aws import batch\n'
+    status, out, err = run(source, folder, theirs + SCRIPT + EVERYTHING, usual(source))
+    assert status == 1
+    assert "ValueError" in err and 'needs the line: import rios_awsbatch' in err if source.is_2 else (
+        "KeyError: 'BatchInQueue'" in err)
+
+
 CHANGES = {
     'no popNextBlock': '''
 import rios.structures
@@ -583,7 +594,7 @@ def test_worker_that_cannot_read_a_file_says_why(source, folder):
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT.replace(
         "os.path.abspath('image.tif')", "'image.tif'") + EVERYTHING, STYLES['workers-read-0'])
     assert status == 1
-    assert re.search(r'A worker cannot read "image.tif" .*Leave computeWorkersRead out', err)
+    assert re.search(r'A worker cannot read "image.tif" .*or leave computeWorkersRead out', err)
     assert_nothing_left(source, out)
 
 

@@ -10,6 +10,16 @@ FileInfo = collections.namedtuple('FileInfo', 'isVector nodata')
 Grid = collections.namedtuple('Grid', 'transform projection nrows ncols')
 
 
+class CUIProgressBar:
+    totalsteps = 100
+
+    def setTotalSteps(self, steps):
+        self.totalsteps = steps
+
+    def setProgress(self, progress):
+        print('{}%'.format(int(progress / self.totalsteps * 100)), flush=True)
+
+
 class NamedFiles:
     """Attributes that are a file name or a list of them; as an iterable, (name, number or None, file name)."""
     def __iter__(self):

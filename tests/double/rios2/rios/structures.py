@@ -25,12 +25,15 @@ class ApplierReturn:
 
 
 class ConcurrencyStyle:
-    def __init__(self, numReadWorkers=0, numComputeWorkers=0, computeWorkerKind='CW_NONE', computeWorkersRead=None,
-                 readBufferInsertTimeout=10, readBufferPopTimeout=10, computeBufferInsertTimeout=10,
-                 computeBufferPopTimeout=20, computeBarrierTimeout=600):
+    def __init__(self, numReadWorkers=0, numComputeWorkers=0, computeWorkerKind='CW_NONE',
+                 computeWorkerExtraParams=None, computeWorkersRead=None, singleBlockComputeWorkers=False,
+                 haveSharedTemp=True, readBufferInsertTimeout=10, readBufferPopTimeout=10,
+                 computeBufferInsertTimeout=10, computeBufferPopTimeout=20, computeBarrierTimeout=600):
         vars(self).update((name, value) for name, value in locals().items() if name != 'self')
         if numComputeWorkers and computeWorkersRead is False and not numReadWorkers:
-            raise ValueError('nobody reads')
+            raise ValueError('nobody reads: numReadWorkers must be at least 1')
+        if singleBlockComputeWorkers and numComputeWorkers:
+            raise ValueError('numComputeWorkers makes no sense with singleBlockComputeWorkers')
 
 
 class BlockBuffer:
