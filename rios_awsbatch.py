@@ -1713,8 +1713,8 @@ class _Rios2Function(_Function):
 
 class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerManager')):
     """
-    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs is
-    as with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
+    Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs
+    is as with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
@@ -1757,14 +1757,14 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     @staticmethod
     def _options(style):
         """Look at the parameters of a ConcurrencyStyle; options of AWSBatchExecutor (dict)."""
-        options, usual = style.computeWorkerExtraParams or {}, type(style)()
+        options, usual = getattr(style, 'computeWorkerExtraParams', None) or {}, type(style)()
         known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
         for name in set(options).difference(known):
             raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
                 ', '.join(known), name))
         for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout',
                      'computeBufferInsertTimeout', 'computeBufferPopTimeout'):
-            if getattr(style, name) != getattr(usual, name):
+            if getattr(style, name, None) != getattr(usual, name, None):
                 log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
         return options
 
