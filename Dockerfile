@@ -3,37 +3,59 @@
 #
 # Versions are pinned by the release of BASE_IMAGE: its packages were built for one another.
 ARG BASE_IMAGE=ubuntu:24.04
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS distribution
 
 # Debian packages to add, separated by spaces.
 ARG EXTRA_PACKAGES=
+# Left out is what no worker reads: manuals, numpy's tests, and the texts in botocore's descriptions of the services
+# of AWS. They are three quarters of them, and are there for help() alone: every service works as before.
 # hadolint ignore=DL3008,SC2086
-RUN apt-get update \
+RUN printf '%s\n' 'path-exclude /usr/share/doc/*' 'path-include /usr/share/doc/*/copyright' \
+        'path-exclude /usr/share/man/*' 'path-exclude /usr/share/locale/*' >/etc/dpkg/dpkg.cfg.d/rios_awsbatch \
+    && apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates python3-boto3 python3-cloudpickle python3-gdal python3-numpy python3-pip ${EXTRA_PACKAGES} \
+        ca-certificates python3-boto3 python3-cloudpickle python3-gdal python3-numpy ${EXTRA_PACKAGES} \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+    && find /usr/lib/python3/dist-packages/numpy -path '*/tests/*' -name 'test_*' -delete \
+    && find /usr/lib/python3/dist-packages/botocore/data -name examples-1.json -delete \
+    && python3 -B -c 'import json, pathlib; \
+brief = lambda part: {key: "" if key == "documentation" and isinstance(value, str) else value \
+                      for key, value in part.items()}; \
+[file.write_text(json.dumps(json.loads(file.read_text(), object_hook=brief), separators=(",", ":"))) \
+ for file in pathlib.Path("/usr/lib/python3/dist-packages/botocore/data").glob("*/*/service-2.json")]' \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin rios
 
-# Packages of the Python Package Index to add, and a release of RIOS (X.Y.Z), which is not on that index.
+# A stage of its own, since workers need no pip: packages of the Python Package Index to add, and a release of RIOS
+# (X.Y.Z), which is not on that index.
+FROM distribution AS pip
 ARG PIP_PACKAGES=
 ARG RIOS_VERSION=
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 # GDAL was compiled for this numpy, and boto3 for this botocore: the constraint turns a package that needs others into
 # an error of pip's here, rather than into a worker that cannot start. The last line is that worker's imports.
-# hadolint ignore=DL3013,SC2086
+# hadolint ignore=DL3008,DL3013,SC2086
 RUN set -f \
     && rios=${RIOS_VERSION:+https://github.com/ubarsc/rios/releases/download/rios-${RIOS_VERSION}/rios-${RIOS_VERSION}.tar.gz} \
-    && python3 -m pip freeze >/tmp/installed.txt \
-    && grep -E '^(GDAL|numpy|boto3|botocore)==' /tmp/installed.txt >/tmp/constraints.txt \
     && if [ -n "${PIP_PACKAGES}${rios}" ]; then \
-        python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_PACKAGES} ${rios}; fi \
-    && rm /tmp/installed.txt /tmp/constraints.txt \
+        apt-get update \
+        && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-pip \
+        && python3 -m pip freeze >/tmp/installed.txt \
+        && grep -E '^(GDAL|numpy|boto3|botocore)==' /tmp/installed.txt >/tmp/constraints.txt \
+        && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_PACKAGES} ${rios}; fi \
     && python3 -B -c 'import boto3, cloudpickle; from osgeo import gdal_array'
 
-# The modules, and the user's own beside them, are found from any folder: a main script imports them too.
-# Log lines appear as they are written, and GDAL tries again where S3 or a web server asks it to.
-ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1 GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1
+FROM distribution
+COPY --from=pip /usr/local /usr/local
+
+# The modules, and the user's own beside them, are found from any folder: a main script imports them too. Log lines
+# appear as they are written.
+ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
+# GDAL on S3: it tries again where S3 or a web server asks it to, writes any format (by way of a file in /tmp), and
+# does not list a folder of thousands of objects to open one (it asks for each file that may belong to it). Its cache
+# is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions.
+ENV GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1 CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE=YES \
+    GDAL_DISABLE_READDIR_ON_OPEN=TRUE GDAL_CACHEMAX=256
 COPY . /opt/rios_awsbatch/
 
 ARG VERSION=unknown

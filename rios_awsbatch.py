@@ -1,9 +1,9 @@
 """
 Run per-block raster work on AWS Batch.
 
-A block of raster work is a call: a function and its arguments. This module
-sends such calls to worker containers on AWS Batch and brings the results
-back as futures, so that AWS Batch looks like any other Python executor::
+A block of raster work is a call: a function and its arguments. This module sends such calls to worker
+containers on AWS Batch and brings the results back as futures, so that AWS Batch looks like any other
+Python executor::
 
     import rios_awsbatch
 
@@ -11,8 +11,8 @@ back as futures, so that AWS Batch looks like any other Python executor::
         for result in executor.map(myFunction, blocks, buffersize=32):
             ...
 
-Users of RIOS (rioshome.org) do not call it themselves. They import this
-module and choose AWS Batch, and everything else in their script stays::
+Users of RIOS (rioshome.org) do not call it themselves. They import this module and choose AWS Batch, and
+everything else in their script stays::
 
     import rios_awsbatch
     controls.setNumThreads(4)                  # RIOS 1.4, and RIOS 2.0
@@ -21,26 +21,31 @@ module and choose AWS Batch, and everything else in their script stays::
     controls.setConcurrencyStyle(applier.ConcurrencyStyle(     # RIOS 2
         computeWorkerKind='CW_AWSBATCH', numComputeWorkers=4))
 
-What AWS needs for it is one CloudFormation stack, which ``scripts/create.sh``
-creates from ``batch.yaml``, and one container image, which
-``scripts/build.sh`` builds. ``worker.py`` is what runs in that container.
+What AWS needs for it is one CloudFormation stack, which ``scripts/create.sh`` creates from ``batch.yaml``,
+and one container image, which ``scripts/build.sh`` builds. ``worker.py`` is what runs in that container.
 
-How a run works, and where each promise is kept:
+A run has two SQS queues of its own, a folder ``runs/<run id>/`` in the stack's bucket, and its Batch jobs;
+nothing is shared with any other run. Its life, of which :class:`_Run` is the code::
 
-* A run has two SQS queues of its own, a folder ``runs/<run id>/`` in the
-  stack's bucket, and one Batch job; nothing is shared with any other run.
-  See :meth:`AWSBatchExecutor._start` and :meth:`AWSBatchExecutor._clean_up`.
-* Everything that travels is signed: see :class:`Channel`.
-* Calls go out in :meth:`AWSBatchExecutor._send_loop`, results come back in
-  :meth:`AWSBatchExecutor._collect_loop`; the first answer to a call wins.
-* :meth:`AWSBatchExecutor._lease_loop` renews the run's lease, by which the
-  workers know that this script lives; :meth:`AWSBatchExecutor._watch_loop`
-  watches the Batch job, so that no future waits for workers that never come.
+    open ── shutdown(), end of the with statement, of the script, of all references ─▶ closing
+     │                                                                                   │
+     └─ no worker is left ─▶ broken: every future fails ── shutdown() ─▶ ────────────────┤
+                                                               no call is left, or there │
+    ended ◀─── workers stopped, queues and objects deleted ◀────────────── is a hurry ───┘
+
+and that of a call, whose future the script holds::
+
+    submit ─▶ outbox ─▶ in queue ─▶ worker ─▶ out queue ─▶ future settled by the first answer
+                │          │          │
+                └──────────┴──────────┴── future.cancel(): taken back, or its answer dropped
+
+Threads of the run move it along. They share no lock and wait for no other thread: what they tell each
+other goes through queues, and what several of them change is changed by operations that Python does in one
+step. So code of the script (a callback, a finaliser, a ``__repr__``) may come at any moment in any thread.
 """
 # MIT licence, see the file LICENSE.
 
 import atexit
-import base64
 import collections
 import concurrent.futures
 import contextlib
@@ -63,21 +68,20 @@ import reprlib
 import secrets
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import weakref
+import zlib
 
 import boto3
 import botocore.config
 import botocore.exceptions
 import cloudpickle
 
-__version__ = '1.0.0'
-__all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'BrokenAWSBatchExecutor',
-           'getStackOutputs', 'AWSBatchExecutor', 'AWSBatchJobManager',
-           'AWSBatchComputeWorkerMgr']
+__version__ = '2.0.0'
+__all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'BrokenAWSBatchExecutor', 'getStackOutputs',
+           'AWSBatchExecutor', 'AWSBatchJobManager', 'AWSBatchComputeWorkerMgr']
 
 log = logging.getLogger('rios_awsbatch')
 
@@ -89,37 +93,42 @@ REGION = (os.environ.get('RIOS_AWSBATCH_REGION') or os.environ.get('AWS_REGION')
 
 # How long things may take, in seconds.
 LEASE_SECONDS = 180         # workers stop this long after the main script was last alive
-WATCH_SECONDS = 5           # how often the Batch job is looked at
-RUNNABLE_SECONDS = 300      # no worker after this long is worth a warning
+WATCH_SECONDS = 5           # how often the Batch jobs are looked at
+TELL_SECONDS = 300          # how often it is said that no worker is up yet, or that AWS is still away
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
-ROUNDS_AHEAD = 2            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
-# How much may be on its way.
-INLINE_BYTES = 192 * 1024   # a larger payload costs less by way of S3, see "Cost" in the README
+ROUNDS_AHEAD = 2            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
+# How often things are tried.
+MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
+MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
+# How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
+# a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
+INLINE_BYTES = 9 * 65536 - 2048
+PACK_BYTES = 32768          # what is smaller is not compressed
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
-# What takes long to import: workers do that first, if the main script has imported it too.
-HEAVY_MODULES = ('rios.applier',)
-SHELF_BYTES = 256 * 2**20   # large results that the script has not let go of; more are kept in files
-MAX_TRIES = 3               # a block whose worker died this often is not tried again
-SENDERS = 4                 # threads that upload and send calls
+PREPARERS = 4               # threads that compress and upload calls ahead of the one that sends them
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
+# What takes long to import: workers do that first, if the main script has imported it too.
+HEAVY_MODULES = ('numpy', 'osgeo.gdal_array', 'rios.applier')
 
 # Limits of AWS: "Amazon SQS message quotas" in the SQS developer guide, and the models of
-# sqs:SendMessageBatch, sqs:CreateQueue and s3:DeleteObjects in botocore.
-MESSAGE_BYTES = 1024 * 1024         # one message, and one batch of messages
+# sqs:SendMessageBatch, sqs:CreateQueue, s3:DeleteObjects and batch:SubmitJob in botocore.
+MESSAGE_BYTES = 1024 * 1024         # one message with its attributes, and one batch of messages
 BATCH_ENTRIES = 10                  # messages in a batch
 LONG_POLL_SECONDS = 20
 RETENTION_SECONDS = 14 * 86400
 DELETE_OBJECTS = 1000               # keys in one request
 DESCRIBE_JOBS = 100                 # jobs in one request
+MAX_ARRAY = 10000                   # children of an array job
+MIN_TIMEOUT = 60                    # seconds of a job
 STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
 
 # Why a worker that should be there is not: what users find most often.
 RUNNABLE_CAUSES = (
-    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used '
-    'up by other jobs, no instance type of the stack is free (above all with Spot), or a job '
-    'asks for more memory or vCPUs than any of them has. "scripts/status.sh" shows the jobs; '
-    '"scripts/modify.sh" changes --maxjobs, --instancetype, --mem and --vcpus.')
+    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
+    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
+    'vCPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, '
+    '--instancetype, --mem and --vcpus.')
 
 
 class AWSBatchException(Exception):
@@ -132,18 +141,15 @@ class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchExceptio
 
 class _RemoteTraceback(Exception):
     """The cause of an exception that was raised in a worker: its traceback there, as text."""
-    def __init__(self, text):
-        super().__init__(text)
-        self.text = text
-
     def __str__(self):
-        return '\n"""\n{}"""'.format(self.text)
+        return '\n"""\n{}"""'.format(self.args[0])
 
 
 # ---------------------------------------------------------------------------------------------
 # Errors of AWS, in the words of somebody who does not know AWS
 # ---------------------------------------------------------------------------------------------
 
+AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 _CREDENTIAL_HELP = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and '
                     'AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.')
 _EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired'}
@@ -167,8 +173,14 @@ def error_code(error):
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
     status = getattr(error, 'response', {}).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-    return (isinstance(error, _CONNECTION_ERRORS) or status >= 500 or
-            error_code(error) in _THROTTLED)
+    return isinstance(error, _CONNECTION_ERRORS) or status >= 500 or error_code(error) in _THROTTLED
+
+
+def is_expired(error):
+    """Whether an error of botocore passes when the user logs in again."""
+    return error_code(error) in _EXPIRED or isinstance(
+        error, (botocore.exceptions.SSOError, botocore.exceptions.TokenRetrievalError,
+                botocore.exceptions.CredentialRetrievalError))
 
 
 def explain(error, doing):
@@ -183,23 +195,24 @@ def explain(error, doing):
     exceptions = botocore.exceptions
     if isinstance(error, exceptions.ProfileNotFound):
         text = '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'
-    elif isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
-                            exceptions.CredentialRetrievalError)):
-        text = 'No AWS credentials were found ({}). ' + _CREDENTIAL_HELP
-    elif isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)) or code in _EXPIRED:
+    elif is_expired(error):
         text = 'Your AWS login has expired ({}). Log in again. ' + _CREDENTIAL_HELP
+    elif isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
+        text = 'No AWS credentials were found ({}). ' + _CREDENTIAL_HELP
     elif code in _WRONG_KEY:
         text = 'AWS does not accept your credentials ({}). ' + _CREDENTIAL_HELP
     elif code in _DENIED:
-        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach '
-                'the policy of the stack\'s output BatchMainPolicyArn to your user or role.')
+        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy '
+                'of the stack\'s output BatchMainPolicyArn to your user or role.')
+    elif code == 'NoSuchBucket':
+        text = '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'
     elif code in _THROTTLED:
-        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it '
-                'stays so, another program in the same account makes too many requests.')
+        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, '
+                'another program in the same account makes too many requests.')
     elif isinstance(error, exceptions.InvalidRegionError) or (
             isinstance(error, exceptions.EndpointConnectionError) and not _is_region(REGION)):
-        text = ('There is no AWS region "' + REGION + '" ({}). Set RIOS_AWSBATCH_REGION, for '
-                'instance to ap-southeast-2.')
+        text = ('There is no AWS region "' + REGION + '" ({}). Set RIOS_AWSBATCH_REGION, for instance to '
+                'ap-southeast-2.')
     elif isinstance(error, _CONNECTION_ERRORS):
         text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that '
                 'RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.')
@@ -220,7 +233,7 @@ def _explained(doing):
     """Errors of AWS inside the block are raised as an AWSBatchException that says `doing`."""
     try:
         yield
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except AWS_ERRORS as error:
         raise explain(error, doing) from error
 
 
@@ -229,11 +242,12 @@ def _explained(doing):
 # ---------------------------------------------------------------------------------------------
 
 # What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
-_NO_CHECKSUMS = {name: 'when_required' for name in ('request_checksum_calculation', 'response_checksum_validation')
-                 if name in botocore.config.Config.OPTION_DEFAULTS}
+_NO_CHECKSUMS = {name: 'when_required' for name in (
+    'request_checksum_calculation', 'response_checksum_validation')
+    if name in botocore.config.Config.OPTION_DEFAULTS}
 
 
-def make_client(service, region, requests=None):
+def make_client(service, region, requests=None, session=boto3):
     """
     A boto3 client that is patient with AWS, and good for many threads.
 
@@ -241,13 +255,14 @@ def make_client(service, region, requests=None):
         service (str): boto3's name for it, as in 'sqs'.
         region (str): the AWS region.
         requests (collections.Counter): counts the requests made, by operation.
+        session (boto3.session.Session): whose credentials it uses; default: boto3's own.
     """
     config = botocore.config.Config(
         retries={'mode': 'standard', 'total_max_attempts': 8}, max_pool_connections=32,
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **_NO_CHECKSUMS)
-    client = boto3.client(service, region_name=region, config=config)
+    client = session.client(service, region_name=region, config=config)
     if requests is not None:
         def count(event_name, **kwargs):
             requests[event_name.partition('.')[2]] += 1
@@ -271,22 +286,20 @@ def getStackOutputs():
     where = 'stack "{}" in region {}'.format(STACK_NAME, REGION)
     variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
     try:
-        with _explained('reading the stack outputs'):
-            client = make_client('cloudformation', REGION)
-            stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
-    except AWSBatchException as error:
-        if error_code(error.__cause__) == 'ValidationError':
-            raise AWSBatchException('There is no {}. {}; "scripts/create.sh --wait" creates '
-                                    'one.'.format(where, variables)) from None
-        raise
+        stack = make_client('cloudformation', REGION).describe_stacks(StackName=STACK_NAME)['Stacks'][0]
+    except AWS_ERRORS as error:
+        if error_code(error) == 'ValidationError':
+            raise AWSBatchException('There is no {}. {}; "scripts/create.sh --wait" creates one.'.format(
+                where, variables)) from None
+        raise explain(error, 'reading the stack outputs') from error
     status = stack['StackStatus']
     if status in ('CREATE_IN_PROGRESS', 'REVIEW_IN_PROGRESS'):
         raise AWSBatchException('The {} is still being created. Wait until "scripts/status.sh" says '
                                 'CREATE_COMPLETE, and try again.'.format(where))
     if status.startswith(('ROLLBACK', 'DELETE')) or status == 'CREATE_FAILED':
-        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with '
-                                '"scripts/delete.sh --wait" and create it again with '
-                                '"scripts/create.sh --wait".'.format(where, status))
+        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with "scripts/delete.sh '
+                                '--wait" and create it again with "scripts/create.sh --wait".'.format(
+                                    where, status))
     outputs = {out['OutputKey']: out['OutputValue'] for out in stack.get('Outputs', [])}
     missing = [name for name in ('BatchBucket', 'BatchProcessingJobQueueName', 'BatchMaxJobs',
                                  'BatchProcessingJobDefinitionName') if name not in outputs]
@@ -296,6 +309,22 @@ def getStackOutputs():
             '"scripts/modify.sh" updates an older stack of rios_awsbatch.'.format(
                 where, ' and no '.join(missing), variables))
     return outputs
+
+
+def _require_image(stack):
+    """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
+    repository = stack.get('BatchECR', '').rpartition('/')[2]
+    if not repository:
+        return
+    try:
+        make_client('ecr', REGION).describe_images(
+            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
+    except AWS_ERRORS as error:
+        if error_code(error) in ('ImageNotFoundException', 'RepositoryNotFoundException'):
+            raise AWSBatchException('There is no image for the workers in the repository {} of stack {} yet. '
+                                    '"scripts/build.sh" builds and pushes it.'.format(
+                                        repository, STACK_NAME)) from None
+        log.debug('Whether there is an image cannot be seen: %s', error)     # Batch will say
 
 
 # ---------------------------------------------------------------------------------------------
@@ -308,18 +337,48 @@ class Refused(Exception):
 
 def dumps(thing):
     """Pickle anything that cloudpickle can, lambdas and functions of the script included."""
+    # In a child that multiprocessing has spawned, this is the name of the main script.
+    main = sys.modules.get('__mp_main__')
+    if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
+        cloudpickle.register_pickle_by_value(main)
     return cloudpickle.dumps(thing, protocol=5)
+
+
+def pack(data):
+    """
+    Compress a pickle of pixels; the same bytes if that does not make them smaller.
+
+    The bytes are sorted by their place in four first, and only runs and frequent bytes are looked for: twice
+    as fast as zlib's level 1 on what satellites see, and as small.
+    """
+    if len(data) < PACK_BYTES or len(data) > 4 * INLINE_BYTES:
+        return data
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    packed = packer.compress(b''.join(data[place::4] for place in range(4))) + packer.flush()
+    return packed if len(packed) < len(data) else data
+
+
+def unpack(packed):
+    """What :func:`pack` has made smaller."""
+    sorted_bytes = zlib.decompress(packed)
+    data, begin = bytearray(len(sorted_bytes)), 0
+    for place in range(4):
+        count = len(range(place, len(data), 4))
+        data[place::4] = sorted_bytes[begin:begin + count]
+        begin += count
+    return bytes(data)
 
 
 class Channel:
     """
     The two queues and the folder of one run, as the main script and the workers see them.
 
-    A message is three lines: a signature, a header in JSON, and the payload in base64. The
-    signature (HMAC-SHA256 with the secret key of the run) covers the header; the header names the
-    run, the direction and the SHA-256 of the payload. So a payload that was forged, cut short,
-    or taken from another run is refused before it is unpickled, wherever it lies: one larger
-    than INLINE_BYTES is an object in the run's folder, which the header names.
+    The body of a message is a signature and a header in JSON, a line each; its payload is the binary
+    attribute `p`, which is counted and charged as it is, while the body would want it in base64. The
+    signature (HMAC-SHA256 with the secret key of the run) covers the header; the header names the run, the
+    direction and the SHA-256 of the payload. So a payload that was forged, cut short, or taken from another
+    run is refused before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the
+    run's folder, which the header names.
 
     Args:
         run (str): the run id.
@@ -330,12 +389,17 @@ class Channel:
         region (str): AWS region of all three.
     """
     def __init__(self, run, key, bucket, in_queue, out_queue, region):
-        self.run, self.key, self.bucket = run, key, bucket
+        self.run, self.key, self.bucket, self.region = run, key, bucket, region
         self.in_queue, self.out_queue = in_queue, out_queue
         self.folder = 'runs/{}/'.format(run)
         self.requests = collections.Counter()
-        self.sqs = make_client('sqs', region, self.requests)
-        self.s3 = make_client('s3', region, self.requests)
+        self.connect()
+
+    def connect(self):
+        """Make the clients, with the credentials that there are now."""
+        self.session = boto3.session.Session()
+        self.sqs = make_client('sqs', self.region, self.requests, self.session)
+        self.s3 = make_client('s3', self.region, self.requests, self.session)
 
     def sign(self, text):
         return hmac.new(self.key, text.encode(), 'sha256').hexdigest()
@@ -350,63 +414,60 @@ class Channel:
             payload (bytes): a pickle.
 
         Returns:
-            (str, dict): the body of the message, and its complete header.
+            (dict, dict): the message, as :meth:`send` takes it, and its complete header.
         """
-        digest = hashlib.sha256(payload).hexdigest()
+        packed = pack(payload)
+        digest = hashlib.sha256(packed).hexdigest()
         header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(payload))
-        if len(payload) > INLINE_BYTES:
+        if packed is not payload:
+            header['packed'] = True
+        if len(packed) > INLINE_BYTES:
             header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)
-            self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=payload)
+            self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=packed)
             if 'uploaded' in header:
                 header['uploaded'] = time.time()
-            payload = b''
-        return self.reseal(header, payload), header
-
-    def reseal(self, header, payload=b''):
-        """Make the body of a message whose header is complete."""
+            packed = b''
         text = json.dumps(header, separators=(',', ':'))
-        return '\n'.join((self.sign(text), text, base64.b64encode(payload).decode()))
+        message = {'MessageBody': '{}\n{}'.format(self.sign(text), text)}
+        if packed:
+            message['MessageAttributes'] = {'p': {'DataType': 'Binary', 'BinaryValue': packed}}
+        return message, header
 
-    def open(self, to, body):
+    def open(self, to, message):
         """
-        Check a message.
-
-        Returns:
-            (dict, str): its header, and its payload in base64, for :meth:`payload`.
+        Check a message that was received; its header (dict).
 
         Raises:
             Refused: this run did not make it, or not for `to`.
         """
-        signature, _, rest = body.partition('\n')
-        text, _, payload = rest.partition('\n')
+        signature, _, text = message['Body'].partition('\n')
         if not hmac.compare_digest(signature.encode(), self.sign(text).encode()):
             raise Refused('its signature is wrong')
         header = json.loads(text)
         if (header['run'], header['to']) != (self.run, to):
             raise Refused('it is for the {} of run {}'.format(header['to'], header['run']))
-        return header, payload
+        return header
 
-    def payload(self, header, text):
+    def payload(self, header, message):
         """
-        The pickle that belongs to a header that :meth:`open` gave.
+        The pickle (bytes) that belongs to a message and the header that :meth:`open` gave.
 
         Raises:
             Refused: it is not the one that was signed.
         """
         if 'object' in header:
-            return self.fetch(header['object'], header['sha256'])
-        try:
-            data = base64.b64decode(text, validate=True)
-        except ValueError:
-            raise Refused('its payload is damaged') from None
-        return self._checked(data, header['sha256'], 'its payload')
+            data = self.fetch(header['object'], header['sha256'])
+        else:
+            data = _checked(message.get('MessageAttributes', {}).get('p', {}).get('BinaryValue', b''),
+                            header['sha256'], 'its payload')
+        return unpack(data) if header.get('packed') else data
 
     def fetch(self, name, digest):
         """Read an object whose SHA-256 is known (bytes)."""
         for attempt in itertools.count(1):      # botocore retries requests, but not their bodies
             try:
                 data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
-                break
+                return _checked(data, digest, 'object ' + name)
             except (botocore.exceptions.IncompleteReadError, botocore.exceptions.ReadTimeoutError,
                     botocore.exceptions.ResponseStreamingError):
                 if attempt == 5:
@@ -415,32 +476,34 @@ class Channel:
                 if error_code(error) in _NO_OBJECT:
                     raise Refused('object {} is not there'.format(name)) from error
                 raise
-        return self._checked(data, digest, 'object ' + name)
 
-    @staticmethod
-    def _checked(data, digest, what):
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise Refused('{} is not what was signed'.format(what))
-        return data
+    def blob(self, digest):
+        """Where what all calls share lies: a function, or what was given to AWSBatchExecutor.share()."""
+        return '{}shared-{}'.format(self.folder, digest)
 
-    def function_object(self, digest):
-        """Where the function with this SHA-256 is kept for the run."""
-        return '{}fn-{}'.format(self.folder, digest)
-
-    def send(self, queue_url, bodies):
-        """
-        Send up to BATCH_ENTRIES message bodies, which together keep below MESSAGE_BYTES.
-
-        Entries that AWS does not take are sent again, so all are sent when this returns.
-        """
-        entries = [{'Id': str(n), 'MessageBody': body} for n, body in enumerate(bodies)]
-        _until_none_fails(entries, lambda left: self.sqs.send_message_batch(
-            QueueUrl=queue_url, Entries=left))
+    def send(self, queue_url, messages):
+        """Send messages (any number) in as few requests as AWS allows; all are sent when this returns."""
+        entries, pause = [dict(message, Id=str(n)) for n, message in enumerate(messages)], 0.1
+        while entries:
+            some, size = [], 0
+            while entries and len(some) < BATCH_ENTRIES and size + size_of(entries[0]) <= MESSAGE_BYTES:
+                size += size_of(entries[0])
+                some.append(entries.pop(0))
+            failed = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=some).get('Failed', [])
+            for entry in failed:
+                if entry.get('SenderFault'):
+                    raise AWSBatchException('AWS SQS refused a message: {} {}'.format(
+                        entry.get('Code'), entry.get('Message', '')))
+            if failed:
+                names = {entry['Id'] for entry in failed}
+                entries[:0] = [entry for entry in some if entry['Id'] in names]
+                time.sleep(pause)
+                pause = min(2 * pause, 5)
 
     def receive(self, queue_url, wait, most=BATCH_ENTRIES):
         """Wait up to `wait` seconds for at least one message; a list of SQS's messages."""
         return self.sqs.receive_message(
-            QueueUrl=queue_url, MaxNumberOfMessages=most, WaitTimeSeconds=wait,
+            QueueUrl=queue_url, MaxNumberOfMessages=most, WaitTimeSeconds=wait, MessageAttributeNames=['p'],
             AttributeNames=['ApproximateReceiveCount']).get('Messages', [])
 
     def delete(self, queue_url, receipts):
@@ -449,20 +512,24 @@ class Channel:
             self.sqs.delete_message_batch(QueueUrl=queue_url, Entries=[
                 {'Id': str(n), 'ReceiptHandle': receipt} for n, receipt in enumerate(some)])
 
+    def hide(self, receipts, seconds):
+        """Hide calls that were received from other workers for so long; 0 gives them back."""
+        for some in batches(receipts, BATCH_ENTRIES):
+            self.sqs.change_message_visibility_batch(QueueUrl=self.in_queue, Entries=[
+                {'Id': str(n), 'ReceiptHandle': receipt, 'VisibilityTimeout': seconds}
+                for n, receipt in enumerate(some)])
 
-def _until_none_fails(entries, request):
-    """Repeat an SQS batch request with those of its entries that failed."""
-    pause = 0.1
-    while entries:
-        failed = {entry['Id']: entry for entry in request(entries).get('Failed', [])}
-        for entry in failed.values():
-            if entry.get('SenderFault'):
-                raise AWSBatchException('AWS SQS refused a message: {} {}'.format(
-                    entry.get('Code'), entry.get('Message', '')))
-        entries = [entry for entry in entries if entry['Id'] in failed]
-        if entries:
-            time.sleep(pause)
-            pause = min(2 * pause, 5)
+
+def _checked(data, digest, what):
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Refused('{} is not what was signed'.format(what))
+    return data
+
+
+def size_of(message):
+    """What a message counts for, as SQS does it (bytes)."""
+    attribute = message.get('MessageAttributes', {}).get('p')
+    return len(message['MessageBody']) + (len(attribute['BinaryValue']) + len('pBinary') if attribute else 0)
 
 
 def batches(things, size):
@@ -497,213 +564,993 @@ def mismatch(main, worker):
             continue
         if name == 'numpy' and min(parts(main, name, 2), parts(worker, name, 2)) >= [1, 26]:
             continue
-        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot '
-                'travel between the two. Build the image again with "scripts/build.sh" (BASE_IMAGE '
-                'and PIP_PACKAGES choose versions), or run the main script as a job with '
-                '"scripts/build.sh --main" and "scripts/submit.sh".'.format(name, main[name], worker[name]))
+        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot travel '
+                'between the two. Build the image again with "scripts/build.sh" (BASE_IMAGE and PIP_PACKAGES '
+                'choose versions), or run the main script as a job with "scripts/build.sh --main" and '
+                '"scripts/submit.sh".'.format(name, main[name], worker[name]))
     return None
+
+
+def shared(token):
+    """
+    In a worker: what the main script has given to :meth:`AWSBatchExecutor.share`.
+
+    It is fetched once, and kept by the process that computes the blocks.
+
+    Args:
+        token (str): what share() has returned.
+
+    Returns:
+        bytes
+    """
+    return sys.modules['__main__'].shared(token)        # worker.py
+
+
+# ---------------------------------------------------------------------------------------------
+# A run
+# ---------------------------------------------------------------------------------------------
+
+class _Call:
+    """A call that has been submitted and not been answered."""
+    __slots__ = ('id', 'future', 'label', 'size', 'digest', 'function', 'payload', 'prepared', 'message',
+                 'object', 'queued', 'sent', '_unclaimed')
+
+    def __init__(self, number, label, digest, function, payload):
+        self.id, self.label, self.size = number, label, len(payload)
+        self.digest, self.function, self.payload = digest, function, payload
+        self.future = concurrent.futures.Future()
+        # What takes time is done ahead of the thread that sends.
+        self.prepared = threading.Event() if function or len(payload) > PACK_BYTES else None
+        self.message = self.object = self.sent = None
+        self.queued = time.time()
+        self._unclaimed = threading.Lock()
+
+    def claim(self):
+        """Whether the caller is to settle the future: only the first is, and nobody if it was cancelled."""
+        return self._unclaimed.acquire(blocking=False) and self.future.set_running_or_notify_cancel()
+
+
+class _BatchJob:
+    """A Batch job of the run: an array of workers, or a plain one for one. Worker `first` is its child 0."""
+    def __init__(self, job_id, first, size):
+        self.id, self.first, self.size = job_id, first, size
+        self.ended = set()          # children
+        self.summary = None         # Batch's, when the children were last looked at
+        self.submitted = time.monotonic()
+
+    def child(self, index):
+        return '{}:{}'.format(self.id, index) if self.size > 1 else self.id
+
+
+class _Run:
+    """
+    What an executor has on AWS, and the threads here that serve it; see the top of the module for its life.
+
+    Threads refer to the run and not to its executor, so that an executor that is dropped ends its run.
+
+    Args:
+        workers (int): how many there are to be while calls are outstanding.
+        initializer (tuple or None): a function and its arguments, called first by each process that computes.
+        job (dict): parameters for batch:SubmitJob.
+        overrides (dict): its containerOverrides.
+    """
+
+    def __init__(self, workers, initializer=None, job=None, overrides=None):
+        self.workers, self.job, self.overrides = workers, job or {}, overrides or {}
+        self.pid, self.began = os.getpid(), time.time()
+        self.id = '{}-{}'.format(time.strftime('%Y%m%dT%H%M%S', time.gmtime()), secrets.token_hex(4))
+        # A stack name has no underscore, so these names never begin with another stack's.
+        self.name = '{}_{}'.format(STACK_NAME, self.id)
+        self.report = _open_report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
+        self.start_timeout = _start_timeout()
+        if len(STACK_NAME) > STACK_NAME_CHARS:
+            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for '
+                                    'the names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
+        self.stack = getStackOutputs()
+        most = int(self.stack['BatchMaxJobs'])
+        self.workers = workers = workers or most
+        if workers > most:
+            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will '
+                        'wait. "scripts/modify.sh --maxjobs %d" raises that.',
+                        workers, STACK_NAME, most, workers)
+        _require_image(self.stack)
+        self.calls = {}                     # the outstanding calls by id
+        self.settling = {}                  # those of them whose futures are being settled
+        self.ids = itertools.count(1)
+        self.outbox = queue.SimpleQueue()   # calls in the order in which they were submitted; None ends it
+        self.large = queue.SimpleQueue()    # those of them that want preparation
+        self.backlog = 0                    # bytes in the outbox, more or less
+        self.stored = set()                 # digests of what lies in the run's folder for all calls
+        self.spent = collections.deque()    # objects of answered calls, to be deleted
+        self.revoked = set()                # ids of cancelled calls that are in the queue
+        self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
+        self.jobs = {}                      # Batch jobs that have not ended, by their ids
+        self.up = {}                        # workers that are up: number (str) to versions
+        self.quiet = set()                  # those that have said why they end
+        self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
+        self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
+        self.started = self.lost = self.futile = self.awaited = 0
+        self.seen_up = self.doomed = self.closing = self.hurry = False
+        self.broken = self.told = None
+        self.channel = None
+        self.ended = threading.Event()      # the threads stop
+        self.clean = threading.Event()      # nothing is left
+        try:
+            with _explained('starting a run'):
+                self._start(initializer)
+        except BaseException:
+            self._clean_up(orderly=False)
+            raise
+        loops = [self._keep, self._renew, self._send] + [self._prepare] * PREPARERS + [
+            functools.partial(self._collect, tally) for tally in self.tallies]
+        for loop in loops:
+            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True).start()
+        _runs.add(self)
+
+    def _start(self, initializer):
+        self.channel = Channel(
+            self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
+        self.batch = make_client('batch', REGION, self.channel.requests, self.channel.session)
+        self._put_lease()
+        for name in ('in', 'out'):
+            url = self.channel.sqs.create_queue(
+                QueueName='{}_{}'.format(self.name, name),
+                Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
+                            'MessageRetentionPeriod': str(RETENTION_SECONDS)},
+                tags={'Project': self.stack.get('BatchTag', 'rios')})['QueueUrl']
+            setattr(self.channel, name + '_queue', url)
+        self.environment = {
+            'RIOSBucket': self.channel.bucket, 'RIOSInQueue': self.channel.in_queue,
+            'RIOSOutQueue': self.channel.out_queue, 'RIOSRun': self.id, 'RIOSRunKey': self.channel.key.hex(),
+            'RIOSRegion': REGION, 'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
+            'RIOSVersions': json.dumps(versions()), 'RIOSTries': '{} {}'.format(MAX_TRIES, MAX_RECEIVES),
+            'RIOSModules': ' '.join(name for name in HEAVY_MODULES if name in sys.modules),
+            'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
+            'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
+        self.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME, region=REGION,
+                  vcpus=self.stack.get('BatchVCPUS'), memory=self.stack.get('BatchMemory'),
+                  inline_bytes=INLINE_BYTES)
+        self.opened = time.monotonic()
+        self._start_workers(self.workers)
+
+    def _start_workers(self, count):
+        """Submit a job for so many workers: the first ones, and those in place of others that are gone."""
+        environment = dict(self.environment, RIOSFirst=str(self.started))
+        array = {'arrayProperties': {'size': count}} if count > 1 else {}
+        submitted = self.batch.submit_job(
+            jobName=self.name, jobQueue=self.stack['BatchProcessingJobQueueName'],
+            containerOverrides=dict(self.overrides, environment=[
+                {'name': name, 'value': value} for name, value in environment.items()]),
+            **dict({'jobDefinition': self.stack['BatchProcessingJobDefinitionName']}, **array, **self.job))
+        self.jobs[submitted['jobId']] = _BatchJob(submitted['jobId'], self.started, count)
+        self.started += count
+        if submitted['ResponseMetadata'].get('RetryAttempts'):
+            # AWS may have carried out a request whose answer was lost: one job is enough.
+            found = self.batch.list_jobs(jobQueue=self.stack['BatchProcessingJobQueueName'],
+                                         filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
+            for job in found['jobSummaryList']:
+                if job['status'] not in _ENDED and job['jobId'] not in self.jobs:
+                    self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+
+    def share(self, data):
+        """Put bytes into the run's folder, once; the token by which a worker finds them."""
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self.stored:
+            self.persist('storing what all blocks share', lambda: self.channel.s3.put_object(
+                Bucket=self.channel.bucket, Key=self.channel.blob(digest), Body=data))
+            self.stored.add(digest)
+        return digest
+
+    def note(self, kind, **record):
+        """Append to the report of the run. A report that cannot be written any more is no reason to stop."""
+        if self.report is not None:
+            try:
+                os.write(self.report, (json.dumps(dict({'is': kind}, **record), default=str) + '\n').encode())
+            except OSError as error:
+                self.report = None
+                log.warning('The report of run %s cannot be written any more: %s', self.id, error)
+
+    def _guarded(self, loop):
+        """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
+        try:
+            loop()
+        except BaseException as error:
+            if not self.ended.is_set():
+                log.debug('A thread of run %s failed', self.id, exc_info=True)
+                self.break_off(str(error) if isinstance(error, AWSBatchException) else repr(error))
+
+    def over(self):
+        """Whether nobody waits for anything of this run any more, so that it is to be cleaned up."""
+        return self.closing and (self.hurry or bool(self.broken) or not (self.calls or self.settling))
+
+    def persist(self, doing, request):
+        """
+        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
+        over.
+
+        Raises:
+            AWSBatchException: AWS refuses it for a reason that does not pass.
+        """
+        while not self.ended.is_set():
+            try:
+                return request()
+            except AWS_ERRORS as error:
+                no_queue = error_code(error) in _NO_QUEUE
+                if self.over() or self.closing and no_queue:
+                    break
+                # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
+                new = no_queue and time.monotonic() < self.opened + 10
+                if not (new or is_temporary(error) or is_expired(error)):
+                    raise explain(error, doing) from error
+                self._tell(error, doing)
+                self.ended.wait(1)
+                if is_expired(error):       # logged in again? New clients look for it.
+                    self.channel.connect()
+                    self.batch = make_client('batch', REGION, self.channel.requests, self.channel.session)
+        return None
+
+    def _tell(self, error, doing):
+        """Say that AWS is away: at once, and then every TELL_SECONDS, whichever thread notices."""
+        kind, now = is_expired(error), time.monotonic()
+        if self.told is None or self.told[0] != kind or now > self.told[1] + TELL_SECONDS:
+            self.told = kind, now
+            log.warning('%s %s', explain(error, doing),
+                        'The run goes on when you have: no block is lost.' if kind else 'Trying again.')
+
+    # Calls out ---------------------------------------------------------------------------------
+
+    def submit(self, function, fn, args, kwargs):
+        """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
+        if self.pid != os.getpid():
+            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes '
+                               'one of its own.'.format(self.pid))
+        self._check_open()
+        try:
+            digest, data = function or self.pickled(fn)
+            payload = _pickled((args, kwargs), 'The arguments {} of {}'.format(_label(args), _name(fn)))
+        except AWSBatchException as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+            return future
+        while self.backlog and self.backlog + len(payload) > OUTBOX_BYTES:
+            self._check_open()
+            time.sleep(0.01)
+        self._check_open()
+        new = digest not in self.stored
+        self.stored.add(digest)
+        call = _Call(next(self.ids), _name(fn) + _label(args), digest, data if new else None, payload)
+        self.backlog += len(payload)
+        self.calls[call.id] = call
+        future = call.future
+        future.add_done_callback(functools.partial(self._cancelled, call.id))
+        if call.prepared:
+            self.large.put(call)
+        self.outbox.put(call)
+        if self.broken or self.ended.is_set():      # just now, in another thread
+            self._settle_rest()
+        return future
+
+    def _check_open(self):
+        if self.broken:
+            raise BrokenAWSBatchExecutor(self.broken)
+        if self.closing:
+            raise RuntimeError('cannot schedule new futures after shutdown')
+
+    @staticmethod
+    def pickled(fn):
+        """The function as it is now: its SHA-256, and its pickle (str, bytes)."""
+        data = _pickled(fn, 'The function {}'.format(_name(fn)))
+        return hashlib.sha256(data).hexdigest(), data
+
+    def _prepare(self):
+        """Thread: seal the calls that take time, several at once."""
+        while True:
+            call = self.large.get()
+            if call is None:
+                return
+            self._seal(call)
+            call.prepared.set()
+            del call                # nothing here may keep a future, and so its result
+
+    def _seal(self, call):
+        """Make the message for a call, and upload what it needs; none where it was cancelled."""
+        try:
+            if call.function is not None:
+                self.persist('sending a function to the workers', lambda: self.channel.s3.put_object(
+                    Bucket=self.channel.bucket, Key=self.channel.blob(call.digest), Body=call.function))
+            if call.id in self.calls:
+                gdal = sys.modules.get('osgeo.gdal')
+                header = {'kind': 'call', 'id': call.id, 'fn': call.digest, 'label': call.label,
+                          'gdal': bool(gdal and gdal.GetUseExceptions())}
+                call.message, header = self.persist(
+                    'sending a call to the workers',
+                    lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
+                call.object = header.get('object')
+        except Exception as error:
+            self.stored.discard(call.digest)
+            self._settle(call, error=error)
+        call.function = call.payload = None
+
+    def _send(self):
+        """Thread: send the calls in their order, together with those that came meanwhile."""
+        call = self.outbox.get()
+        while call is not None:
+            batch = []
+            while call is not None and len(batch) < BATCH_ENTRIES:
+                if call.prepared is None:
+                    self._seal(call)
+                elif batch and not call.prepared.is_set():
+                    break
+                else:
+                    call.prepared.wait()
+                self.backlog = self.backlog - call.size if self.outbox.qsize() else 0
+                if call.message is not None:
+                    batch.append(call)
+                call = None
+                if self.outbox.qsize():
+                    call = self.outbox.get()
+            try:
+                self._send_batch(batch)
+            except AWSBatchException:
+                for each in batch:      # which of them is to blame fails alone
+                    try:
+                        self._send_batch([each])
+                    except AWSBatchException as error:
+                        self._settle(each, error=error)
+            batch = each = None         # nothing here may keep a future, and so its result
+            if self.ended.is_set():
+                return
+            call = call or self.outbox.get()
+
+    def _send_batch(self, batch):
+        for call in batch:
+            call.sent = time.time()
+        self.persist('sending calls to the workers', lambda: self.channel.send(
+            self.channel.in_queue, [call.message for call in batch]))
+        for call in batch:
+            call.message = None
+
+    def _cancelled(self, number, future):
+        if future.cancelled():
+            call = self.calls.pop(number, None)
+            if call is not None:
+                self.wake.put(call)
+
+    def _take_back(self):
+        """
+        Take cancelled calls out of the queue, so that no worker begins them; those that are wanted go back.
+        A few among very many are left to the workers, whose answers are then dropped.
+        """
+        while self.revoked and 2 * len(self.revoked) > len(self.calls) and not self.over():
+            messages = self.persist('taking cancelled calls back', lambda: self.channel.receive(
+                self.channel.in_queue, 1))
+            if not messages:            # the workers have them
+                break
+            wanted, unwanted = [], []
+            for message in messages:
+                number = None
+                with contextlib.suppress(Refused):
+                    number = self.channel.open('worker', message).get('id')
+                (wanted if number in self.calls else unwanted).append(message['ReceiptHandle'])
+                self.revoked.discard(number)
+            self.persist('taking cancelled calls back', lambda: (
+                self.channel.hide(wanted, 0), self.channel.delete(self.channel.in_queue, unwanted)))
+            if len(wanted) > len(unwanted):
+                break
+        self.revoked.clear()
+
+    # Answers back ------------------------------------------------------------------------------
+
+    def _collect(self, tally):
+        """Thread: take in what the workers send."""
+        channel, receipts, most, since = self.channel, [], BATCH_ENTRIES, time.monotonic()
+        soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
+        while not self.ended.is_set():
+            wait = LONG_POLL_SECONDS if not receipts else min(LONG_POLL_SECONDS, max(1, int(soon)))
+            messages = self.persist('receiving results', lambda: channel.receive(
+                channel.out_queue, wait, most)) or []
+            for message in messages:
+                header = self._take(message, tally)
+                receipts.append(message['ReceiptHandle'])
+                # Large results are taken one by one, so that all collectors have some to download.
+                most = 1 if 'object' in header else BATCH_ENTRIES
+            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > since + soon:
+                self.persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
+                receipts, since = [], time.monotonic()
+
+    def _take(self, message, tally):
+        """Handle one message from a worker; its header."""
+        try:
+            header = self.channel.open('main', message)
+        except Refused as refused:
+            log.warning('A message to run %s was refused: %s', self.id, refused)
+            return {}
+        kind, worker = header['kind'], header.get('worker')
+        if kind == 'hello':
+            self._worker_up(worker, header)
+        elif kind == 'bye':
+            self.quiet.add(worker)
+            self.up.pop(worker, None)
+            self.channel.requests.update(header['requests'])
+            self.note('ended', worker=worker, time=time.time())
+            self.wake.put(None)
+        elif kind == 'note':
+            log.warning('Worker %s: %s', worker, header['text'])
+        elif kind == 'broken':
+            self.break_off(header['text'])
+        else:
+            self._answer(header, message, tally)
+        return header
+
+    def _worker_up(self, worker, header):
+        wrong = mismatch(versions(), header['versions'])
+        if wrong:                   # an image that was pushed in mid-run: the others go on
+            log.warning('Worker %s is refused. %s', worker, wrong)
+            if not self.up:
+                self.break_off(wrong)
+            return
+        if worker in self.up:
+            self._lost([worker], 'AWS Batch has started it again')
+        self.up[worker] = header['versions']
+        self.seen_up = True
+        self.note('up', worker=worker, time=time.time())
+        self.wake.put(None)
+        log.info('Worker %s is up, %d of %d', worker, len(self.up), self.workers)
+
+    def _answer(self, header, message, tally):
+        """Settle the future that a result, an error or a given-up call belongs to."""
+        arrived, call = time.time(), self.calls.get(header['id'])
+        times = {name: header.get(name) for name in (
+            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded')}
+        times['arrived'] = arrived
+        if call is None:            # answered before by another worker, or cancelled
+            self.note('unwanted', **times)
+            return
+        error = result = None
+        try:
+            if header['kind'] == 'lost':
+                error = AWSBatchException('The call {} was tried {} times, and each time {}, so it is given '
+                                          'up.'.format(call.label, header['tries'], header['text']))
+            else:
+                data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
+                if data is None:
+                    return
+                result = pickle.loads(data)
+                if header['kind'] == 'error':
+                    error, remote = result
+                    error.__cause__ = _RemoteTraceback(remote)
+        except Refused as refused:
+            log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
+            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(
+                call.label, refused))
+        except Exception as problem:
+            error = AWSBatchException(
+                'The result of {} cannot be unpickled here: {}. What a function returns must be importable '
+                'by the main script too.'.format(call.label, _told(problem)))
+            error.__cause__ = problem
+        for line in header.get('output', ()):
+            log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
+        if self._settle(call, result, error, tally, header.get('worker')):
+            self.futile = 0
+            self.note('block', label=call.label, bytes_in=call.size, bytes_out=header.get('bytes'),
+                      error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
+                      collected=time.time(), **times)
+        self.spent.extend(filter(None, (call.object, header.get('object'))))
+        if len(self.spent) >= DELETE_OBJECTS // 10:
+            with contextlib.suppress(IndexError):
+                names = [self.spent.popleft() for _ in range(len(self.spent))]
+                self.persist('deleting objects', lambda: self._delete_objects(names))
+
+    def _settle(self, call, result=None, error=None, tally=None, worker=None):
+        """Give a future its result or exception; False where somebody else has."""
+        if not call.claim():
+            return False
+        self.settling[call.id] = call       # so that the run does not end between these lines
+        self.calls.pop(call.id, None)
+        if tally is not None:
+            tally[worker] += 1
+        try:
+            if error is not None:
+                call.future.set_exception(error)
+            else:
+                call.future.set_result(result)
+        finally:
+            self.settling.pop(call.id, None)
+            if self.closing:
+                self.wake.put(None)
+        return True
+
+    def _settle_rest(self):
+        """Nobody will answer the calls that are left."""
+        while self.calls:
+            with contextlib.suppress(KeyError):
+                call = self.calls.popitem()[1]
+                if self.broken:
+                    self._settle(call, error=BrokenAWSBatchExecutor(self.broken))
+                else:
+                    call.future.cancel()
+                    call.claim()
+
+    def cancel_all(self):
+        for call in list(self.calls.copy().values()):
+            call.future.cancel()
+
+    def break_off(self, text):
+        """Fail every outstanding call, and refuse new ones."""
+        self.broken = self.broken or text
+        self._settle_rest()
+        self.wake.put(None)
+
+    # The pool ----------------------------------------------------------------------------------
+
+    def _keep(self):
+        """Thread: keep the workers' number, take cancelled calls back, and clean up when the run is over."""
+        try:
+            self._tend()
+        except BaseException as error:
+            self.break_off(str(error) if isinstance(error, AWSBatchException) else repr(error))
+        try:
+            self._clean_up(orderly=not (self.broken or self.hurry))
+        finally:
+            self.ended.set()
+            self._settle_rest()
+            _runs.discard(self)
+            self.note('end', time=time.time(), submitted=next(self.ids) - 1, broken=self.broken,
+                      requests=dict(self.channel.requests))
+            self.clean.set()
+            log.info('Run %s ended: %d blocks by %d workers', self.id, self.done(), len(self.answered()))
+
+    def _tend(self):
+        look = time.monotonic() + WATCH_SECONDS
+        while not self.over():
+            with contextlib.suppress(queue.Empty):
+                call = self.wake.get(timeout=max(0, look - time.monotonic()))
+                while call is not None:
+                    call.claim()            # nobody else settles it; those who wait for it are told
+                    if call.sent:
+                        self.revoked.add(call.id)
+                    call = None
+                    with contextlib.suppress(queue.Empty):
+                        call = self.wake.get_nowait()
+            if self.revoked:
+                self._take_back()
+            if time.monotonic() >= look:
+                if (self.calls or self.awaited) and not self.broken:
+                    self.persist('looking at the Batch jobs', self._look)
+                look = time.monotonic() + WATCH_SECONDS
+
+    def answered(self):
+        """How many calls each worker has answered (Counter)."""
+        return sum((tally.copy() for tally in self.tallies), collections.Counter())
+
+    def done(self):
+        return sum(self.answered().values())
+
+    def _look(self):
+        """See which workers are gone, and start others in their place while there are calls for them."""
+        asked = list(self.jobs)
+        if not self.up:                     # why the first one waits, its child knows
+            asked += [job.child(min(set(range(job.size)) - job.ended)) for job in self.jobs.values()
+                      if job.size > 1]
+        found = {}
+        for some in batches(asked, DESCRIBE_JOBS):
+            found.update((job['jobId'], job) for job in self.batch.describe_jobs(jobs=some)['jobs'])
+        reasons = collections.defaultdict(list)
+        for job in list(self.jobs.values()):
+            for index, child in self._children(job, found.get(job.id)).items():
+                worker, ended = str(job.first + index), child.get('status', 'FAILED') in _ENDED
+                if index in job.ended or not (ended or worker in self.up and child['status'] != 'RUNNING'):
+                    continue
+                self.up.pop(worker, None)
+                if ended:
+                    job.ended.add(index)
+                    self.futile += 1
+                if worker not in self.quiet:
+                    why = _how_ended(child) if ended else 'AWS Batch starts it again'
+                    self.ends.append((why, job.child(index)))
+                    reasons[why].append(worker)
+            if len(job.ended) == job.size:
+                del self.jobs[job.id]
+        for why, workers in reasons.items():
+            self._lost(workers, why)
+        alive = sum(job.size - len(job.ended) for job in self.jobs.values())
+        missing = min(self.workers, max(len(self.calls), self.awaited)) - alive
+        never = not (alive or self.seen_up)
+        if missing > 0 and never and not self.doomed:
+            self.doomed = True              # a first answer may still be on its way, so look twice
+        elif missing > 0 and (never or self.futile > 2 * self.workers + 30):
+            self.break_off('No worker of run {} is left, with {} calls outstanding. {}'.format(
+                self.id, len(self.calls), self._how_workers_ended()))
+        elif missing > 0:
+            log.warning('Starting %d worker%s in place of those that are gone', missing, 's' * (missing > 1))
+            self._start_workers(missing)
+        elif not self.up and self.jobs:
+            self._none_is_up([found[name] for name in asked if name in found])
+
+    def _children(self, job, found):
+        """What Batch says of the workers of a job, by their place in it; nothing unless it has changed."""
+        if found is None:                   # Batch has forgotten the job
+            return dict.fromkeys(range(job.size), {})
+        if job.size == 1:
+            return {0: found}
+        summary = found.get('arrayProperties', {}).get('statusSummary', {})
+        if summary == job.summary:
+            return {}
+        job.summary, children = summary, dict.fromkeys(range(job.size), {'status': 'RUNNABLE'})
+        for status in ('RUNNING', *_ENDED):
+            for page in self.batch.get_paginator('list_jobs').paginate(arrayJobId=job.id, jobStatus=status):
+                for child in page['jobSummaryList']:
+                    children[child['arrayProperties']['index']] = child
+        return children
+
+    def _lost(self, workers, why):
+        """A line in the log, and in the report, for workers that were lost for one reason."""
+        self.lost += len(workers)
+        log.warning('Worker%s %s: %s', 's' * (len(workers) > 1), ', '.join(workers), why)
+        for worker in workers:
+            self.note('lost', worker=worker, time=time.time(), why=why)
+
+    def _none_is_up(self, jobs):
+        """Say every now and then why no worker is up; end the run if none ever will be."""
+        waited = time.monotonic() - min(job.submitted for job in self.jobs.values())
+        reasons = list(dict.fromkeys(job['statusReason'] for job in jobs if job.get('statusReason')))
+        said = 'AWS Batch says: {}. '.format('; '.join(reasons)) if reasons else ''
+        for job in jobs:
+            reason = job.get('statusReason', '')
+            if job['status'] == 'RUNNABLE' and reason.startswith('MISCONFIGURATION:'):
+                self.break_off('No worker can start: AWS Batch says {}. Ask for less with "scripts/modify.sh '
+                               '--mem" and --vcpus, or for other instances with --instancetype.'.format(
+                                   reason))
+                return
+        if self.start_timeout and waited > self.start_timeout:
+            self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). '
+                           '{}{}'.format(self.start_timeout, said, RUNNABLE_CAUSES))
+        elif waited > TELL_SECONDS * getattr(self, 'waits_told', 1):
+            self.waits_told = int(waited // TELL_SECONDS) + 1
+            log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60,
+                        ', '.join(sorted({job['status'] for job in jobs})), said, RUNNABLE_CAUSES)
+
+    def _how_workers_ended(self):
+        """What Batch says of the workers that were lost, with the last lines of a log (str)."""
+        if not self.ends:
+            return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
+        sentences = list(dict.fromkeys(why for why, _ in self.ends))
+        try:
+            container = self.batch.describe_jobs(jobs=[self.ends[-1][1]])['jobs'][0]['container']
+            if container.get('logStreamName'):
+                group = container['logConfiguration']['options']['awslogs-group']
+                sentences.append(self._log_tail(group, container['logStreamName']))
+        except (*AWS_ERRORS, LookupError) as error:
+            log.debug('The log of the last worker cannot be found: %s', error)
+        return ' '.join(sentences)
+
+    def _log_tail(self, group, stream):
+        more = ('All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name '
+                '{}'.format(REGION, group, stream))
+        client, events, token = make_client('logs', REGION, session=self.channel.session), [], {}
+        for _ in range(10):                 # a page may be empty though there are more
+            page = client.get_log_events(logGroupName=group, logStreamName=stream, limit=20,
+                                         startFromHead=False, **token)
+            events = page['events'] + events
+            if len(events) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
+                break
+            token = {'nextToken': page['nextBackwardToken']}
+        if not events:
+            return more
+        return 'The end of its log:\n{}\n{}'.format(
+            '\n'.join('    ' + event['message'] for event in events[-20:]), more)
+
+    def _renew(self):
+        """Thread: keep the lease, by which the workers know that this script lives."""
+        while not self.ended.wait(LEASE_SECONDS / 4):
+            self.persist('renewing the lease of the run', self._put_lease)
+
+    def _put_lease(self):
+        state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
+                 'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'done': self.done(),
+                 'outstanding': len(self.calls), 'vcpus': self.stack.get('BatchVCPUS')}
+        self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
+                                   Body=json.dumps(state).encode())
+
+    # The end -----------------------------------------------------------------------------------
+
+    def close(self, hurry=False):
+        """No more calls. With `hurry` those that are outstanding are not waited for. Safe in a finaliser."""
+        if self.pid == os.getpid():
+            self.hurry = self.hurry or hurry and bool(self.calls)
+            self.closing = True
+            self.wake.put(None)
+
+    def join(self):
+        """Wait until the run has ended. Ctrl-C while waiting: it ends without waiting for its calls."""
+        if self.pid != os.getpid():
+            return
+        try:
+            self.clean.wait()
+        except BaseException:
+            self.close(hurry=True)
+            self.clean.wait()
+            raise
+
+    def _clean_up(self, orderly):
+        """
+        Leave nothing of the run on AWS: no job, no queue, no object.
+
+        A step that fails is told and does not keep the others from being done, nor hide an exception that is
+        on its way to the user.
+        """
+        channel = self.channel
+        if channel is None:
+            return
+        with self._told_only('stopping the workers'):
+            if not (orderly and self._stop_workers()):
+                for job_id in self.jobs:
+                    self.batch.terminate_job(jobId=job_id, reason='The main script has ended the run')
+                self._await_ends()
+        self.ended.set()
+        for waiting in [self.outbox] + [self.large] * PREPARERS:
+            waiting.put(None)
+        for url in filter(None, (channel.in_queue, channel.out_queue)):
+            with self._told_only('deleting a queue'):
+                channel.sqs.delete_queue(QueueUrl=url)
+        with self._told_only('deleting the objects of the run'):
+            for page in channel.s3.get_paginator('list_objects_v2').paginate(
+                    Bucket=channel.bucket, Prefix=channel.folder):
+                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
+
+    def _stop_workers(self):
+        """Ask the workers to stop; whether all did."""
+        alive = sum(job.size - len(job.ended) for job in self.jobs.values())
+        if len(self.up) < alive - len(self.quiet):
+            return False                    # some have not even started
+        stop = self.channel.seal('worker', {'kind': 'stop'})[0]
+        self.channel.send(self.channel.in_queue, [stop] * len(self.up))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.up and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self.wake.get(timeout=max(0.01, deadline - time.monotonic()))
+        return not self.up
+
+    def _await_ends(self):
+        """Wait until the terminated jobs have ended, so that no worker writes another object."""
+        deadline = time.monotonic() + STOP_SECONDS
+        left = list(self.jobs)
+        while left and time.monotonic() < deadline:
+            found = self.batch.describe_jobs(jobs=left[:DESCRIBE_JOBS])['jobs']
+            left = [job['jobId'] for job in found if job['status'] not in _ENDED]
+            if left:
+                time.sleep(0.25)
+
+    def _delete_objects(self, names):
+        for some in batches(names, DELETE_OBJECTS):
+            self.channel.s3.delete_objects(Bucket=self.channel.bucket, Delete={
+                'Objects': [{'Key': name} for name in some], 'Quiet': True})
+
+    @contextlib.contextmanager
+    def _told_only(self, doing):
+        try:
+            yield
+        except (*AWS_ERRORS, AWSBatchException) as error:
+            if error_code(error) not in _NO_QUEUE:
+                log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
+                            explain(error, doing), self.id)
+
+
+_ENDED = ('SUCCEEDED', 'FAILED')
+
+
+def _how_ended(job):
+    """What Batch says of a job that has ended, and what to do about it (str)."""
+    container = job.get('container', {})
+    code = container.get('exitCode')
+    said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason'))))
+    advice = ''
+    if 'OutOfMemory' in said:
+        advice = ' It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh --mem".'
+    elif 'CannotPullContainer' in said:
+        advice = ' The image is not in the repository: "scripts/build.sh" builds and pushes it.'
+    elif 'exec format error' in said:
+        advice = ' The image is for another kind of processor: "scripts/build.sh --platform".'
+    elif 'Host EC2' in said:
+        advice = ' Its instance was taken away, as happens to Spot instances.'
+    elif 'timeout' in said:
+        advice = ' The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'
+    return 'it ended{}{}.{}'.format('' if code is None else ' with exit code {}'.format(code),
+                                    ': ' + said.rstrip('.') if said else '', advice)
+
+
+def _told(error):
+    """Type and text of any exception, also of one whose __str__ fails (str)."""
+    try:
+        return '{}: {}'.format(type(error).__name__, error)
+    except Exception:
+        return type(error).__name__
+
+
+def _name(fn):
+    for thing in (fn, getattr(fn, 'func', None)):
+        name = getattr(thing, '__name__', None)
+        if isinstance(name, str):
+            return name[:80]
+    return type(fn).__name__
+
+
+def _label(args):
+    """A short name for a call in messages: what its arguments are, without their data or code of theirs."""
+    def name(arg):
+        if type(arg) in (int, float, str, bytes, bool, type(None)):
+            return reprlib.repr(arg)
+        if isinstance(arg, tuple) and all(type(item) in (int, float, str) for item in arg[:8]):
+            return '({})'.format(', '.join(map(reprlib.repr, arg[:8])) + (', ...' if len(arg) > 8 else ''))
+        numpy = sys.modules.get('numpy')
+        return type(arg).__name__ + (str(arg.shape) if numpy and type(arg) is numpy.ndarray else '')
+    return '({})'.format(', '.join(name(arg) for arg in args[:4]) + (', ...' if len(args) > 4 else ''))
+
+
+def _pickled(thing, what):
+    try:
+        return dumps(thing)
+    except Exception as error:
+        raise AWSBatchException(
+            '{} cannot be pickled, so it cannot travel to a worker: {}. Open files, GDAL datasets, locks and '
+            'connections must be made inside the function.'.format(what, _told(error))) from error
+
+
+def _open_report(folder, run):
+    """Open the report of a run: a file descriptor, None where no report is wanted."""
+    if not folder:
+        return None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return os.open(os.path.join(folder, run + '.jsonl'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise AWSBatchException('The report of the run cannot be written to the folder "{}": {}. Set '
+                                'RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.'.format(
+                                    folder, error.strerror or error)) from error
+
+
+def _start_timeout():
+    text = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT')
+    try:
+        seconds = float(text) if text else None
+    except ValueError:
+        seconds = -1
+    if seconds is not None and not seconds > 0:
+        raise AWSBatchException('RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not '
+                                '"{}".'.format(text))
+    return seconds
+
+
+# Open runs end with the script. One that is asked to end (kill, a closed terminal) ends in an orderly way
+# too, unless it handles the signal itself.
+_runs = set()
+_entered = []           # executors whose with statements are open, in their order
+_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+
+@atexit.register
+def _end_runs():
+    """
+    The script ends without shutdown(): like a standard pool, finish what was submitted, but not after an
+    exception or a signal.
+    """
+    runs, hurry = list(_runs), _signalled or getattr(sys, 'last_value', None) is not None
+    for run in runs:
+        run.close(hurry)
+    for run in runs:
+        run.join()
+
+
+_signalled = False
+
+
+def _exit_on_signal(number, frame):
+    global _signalled
+    if _runs:
+        _signalled = True
+        sys.exit(128 + number)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _handle_signals():
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _exit_on_signal)
+
+
+def _forget_runs():
+    """In a forked child, which has nothing to do with its parent's runs."""
+    _runs.clear()
+    _entered.clear()
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _exit_on_signal:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_forget_runs)
 
 
 # ---------------------------------------------------------------------------------------------
 # The executor
 # ---------------------------------------------------------------------------------------------
 
-class _Call:
-    """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'object', 'queued', 'sent', 'bytes')
-
-    def __init__(self, number, label, size):
-        self.id, self.label, self.bytes = number, label, size
-        self.future = _Future()
-        self.object = None
-        self.queued, self.sent = time.time(), None
-
-
-class _Future(concurrent.futures.Future):
-    """A future whose result may lie in a file: see :class:`_Shelf`."""
-    def result(self, timeout=None):
-        result = super().result(timeout)
-        return result.read() if isinstance(result, _InFile) else result
-
-
-class _InFile:
-    """A result that is read whenever it is asked for."""
-    def __init__(self, path):
-        self.path = path
-
-    def read(self):
-        with open(self.path, 'rb') as file:
-            return pickle.load(file)
-
-
-class _Shelf:
-    """
-    Keeps large results until the script has taken them and dropped their futures: SHELF_BYTES in memory, where
-    most programs need no more, and the others in files of a temporary folder.
-    """
-    def __init__(self):
-        self._lock, self._used = threading.Lock(), 0
-        self._freed = collections.deque()   # a future can end at any moment, also while the lock is held
-        self._folder = None
-        self._names = itertools.count(1)
-
-    def put(self, future, result, data):
-        """What the future is to be settled with; `data` is the pickle of the result."""
-        with self._lock:
-            while self._freed:
-                self._used -= self._freed.popleft()
-            fits = self._used + len(data) <= SHELF_BYTES
-            if fits:
-                self._used += len(data)
-            elif self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix='rios_awsbatch-')
-        if fits:
-            weakref.finalize(future, self._freed.append, len(data)).atexit = False
-            return result
-        path = os.path.join(self._folder.name, str(next(self._names)))
-        try:
-            with open(path, 'wb') as file:
-                file.write(data)
-        except OSError as error:            # the disk is full: memory may still do
-            log.warning('A result cannot be kept in a file: %s', error)
-            self._remove(self._folder, path)
-            return result
-        weakref.finalize(future, self._remove, self._folder, path).atexit = False
-        return _InFile(path)
-
-    @staticmethod
-    def _remove(folder, path):      # holding the folder keeps it until its last file is gone
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-
-
-class _Room:
-    """Counts the bytes that wait to be sent, and lets submit() wait for room."""
-    def __init__(self, size):
-        self._size, self._used, self._changed = size, 0, threading.Condition()
-
-    def take(self, count):
-        with self._changed:
-            self._changed.wait_for(lambda: self._used == 0 or self._used + count <= self._size)
-            self._used += count
-
-    def give(self, count):
-        with self._changed:
-            self._used -= count
-            self._changed.notify_all()
-
-
-def _label(args):
-    """A short name for a call in messages: what its arguments are, without their data."""
-    def name(arg):
-        if isinstance(arg, (int, float, str, bytes, tuple, list, dict, type(None))):
-            return reprlib.repr(arg)
-        shape = getattr(arg, 'shape', None)
-        return type(arg).__name__ + ('' if shape is None else str(tuple(shape)))
-    return '({})'.format(', '.join(name(arg) for arg in args[:4]) + (', ...' if len(args) > 4 else ''))
-
-
 class AWSBatchExecutor(concurrent.futures.Executor):
     """
     Runs calls in worker containers on AWS Batch.
 
-    It is a ``concurrent.futures.Executor``, so ``with``, ``submit``, ``map``, ``as_completed`` and
-    ``wait`` are those of the standard library. Workers start when it is made, and take minutes to
-    come up when AWS has to start an instance for them first; calls wait for them.
+    It is a ``concurrent.futures.Executor``, so ``with``, ``submit``, ``map``, ``as_completed`` and ``wait``
+    are those of the standard library, and what a script does with a ``ProcessPoolExecutor`` it does with
+    this one. Workers start when it is made, and take minutes to come up when AWS has to start an instance for
+    them first; calls wait for them. A worker that is lost is replaced while there are calls for it.
 
-    In a ``with`` statement, an exception (Ctrl-C included) stops the workers at once and cancels
-    what is outstanding; a normal end waits for all calls. SIGTERM and SIGHUP, unless the script
-    handles them itself, end the script in the same orderly way. A script that is killed leaves
-    workers that stop by themselves within LEASE_SECONDS.
+    In a ``with`` statement, an exception (Ctrl-C included) stops the workers at once and cancels what is
+    outstanding; a normal end waits for all calls. SIGTERM and SIGHUP end the script in the same orderly way,
+    unless it handles them itself, or the executor was not made in the main thread. A script that is killed
+    leaves workers that stop by themselves within LEASE_SECONDS.
+
+    RIOS: each ``apply()`` in the ``with`` statement uses its workers instead of starting some of its own.
 
     Args:
-        max_workers (int): how many workers, one Batch job each. Default: 1.
+        max_workers (int): how many workers, one Batch job each. Default: as many as the stack allows.
+        initializer (callable): called by each worker before its first call, to load a model for instance.
+        initargs (tuple): its arguments.
+        vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers,
+            instead of the stack's.
 
     Raises:
-        ValueError: max_workers is not a whole number above zero.
-        AWSBatchException: the stack is not there or AWS cannot be used. Nothing was started.
+        ValueError: an argument is not a whole number above zero, or one that AWS does not know.
+        TypeError: initializer is not callable.
+        AWSBatchException: the stack or the image is not there, or AWS cannot be used. Nothing was started.
     """
 
-    def __init__(self, max_workers=1):
-        if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
-            raise ValueError('The number of workers must be a whole number above zero, not {!r}.'.format(max_workers))
-        if max_workers > 10000:
+    def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
+                 timeout=None, job_definition=None):
+        for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
+                            ('timeout', timeout)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError('{} must be a whole number above zero, not {!r}.'.format(name, value))
+        if (max_workers or 1) > MAX_ARRAY:
             raise ValueError('AWS Batch starts at most 10,000 workers for a run, not {}.'.format(max_workers))
-        if len(STACK_NAME) > STACK_NAME_CHARS:
-            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for the '
-                                    'names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
-        self._report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), max_workers)
-        self._stack = getStackOutputs()
-        if max_workers > int(self._stack['BatchMaxJobs']):
-            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will wait. '
-                        '"scripts/modify.sh --maxjobs %d" raises that.',
-                        max_workers, STACK_NAME, self._stack['BatchMaxJobs'], max_workers)
-        self._max_workers = max_workers
-        self._lock = threading.Lock()
-        self._calls = {}                    # the outstanding calls by id
-        self._ids = itertools.count(1)
-        self._outbox = queue.SimpleQueue()  # (call, function digest, pickled arguments)
-        self._turn = threading.Lock()       # of the thread that sends a request that is not full
-        self._room = _Room(OUTBOX_BYTES)
-        self._shelf = _Shelf()
-        self._spent = []                    # objects of answered calls, to be deleted
-        self._spent_bytes = 0
-        self._store_function = functools.lru_cache(maxsize=8)(self._store_function)
-        self._idle = threading.Condition(self._lock)    # notified when a call or a worker ends
-        self._workers = {}                  # those that are up: index to versions
-        self._done = collections.Counter()  # calls answered, by worker
-        self._broken = self._job = None
-        self._shutdown = self._closing = self._finished = False
-        self._ended = threading.Event()
-        try:
-            with _explained('starting a run'):
-                self._start()
-        except BaseException:
-            self._clean_up(orderly=False)
-            raise
-        atexit.register(self._at_exit)
-        _open_executors.add(self)
-        _exit_on_signals()
-
-    # The public interface ----------------------------------------------------------------------
+        if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
+            raise ValueError('AWS Batch knows no time-out below {} seconds.'.format(MIN_TIMEOUT))
+        if initializer is not None and not callable(initializer):
+            raise TypeError('initializer must be a callable')
+        job = {}
+        if timeout:
+            job['timeout'] = {'attemptDurationSeconds': timeout}
+        if job_definition:
+            job['jobDefinition'] = job_definition
+        needs = [{'type': kind, 'value': str(value)}
+                 for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
+        self._run = _Run(max_workers, (initializer, initargs) if initializer else None, job,
+                         {'resourceRequirements': needs} if needs else {})
+        #: The run id (str), which names its queues and its folder in the bucket.
+        self.run = self._run.id
+        _handle_signals()
+        weakref.finalize(self, self._run.close).atexit = False
 
     def submit(self, fn, /, *args, **kwargs):
         """
         Have ``fn(*args, **kwargs)`` computed by a worker.
 
-        `fn` is pickled when it is first submitted, stored once per run and kept by the workers, with
-        whatever it closes over: what changes from call to call belongs into the arguments. Returns at
-        once, unless OUTBOX_BYTES of arguments are still waiting to be sent.
+        `fn` travels as it is now, with whatever it closes over, and no call sees what another one did to it.
+        It is pickled each time (0.3 s for 100 MB) but uploaded only if it has changed; workers keep it, and
+        unpickle it for each call (0.1 s). :meth:`map` pickles it once. Returns at once, unless OUTBOX_BYTES
+        of arguments are still waiting to be sent.
 
         Returns:
-            concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn`
-            raised, with the worker's traceback as the cause; or AWSBatchException when the call
-            could not be run; or BrokenAWSBatchExecutor when no worker is left.
+            concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn` raised,
+            with the worker's traceback as the cause; or AWSBatchException when the call could not be run or
+            travel; or BrokenAWSBatchExecutor when no worker is left.
 
         Raises:
-            RuntimeError: after shutdown().
+            RuntimeError: after shutdown(), or in a forked child of the process that made the executor.
             BrokenAWSBatchExecutor: no worker is left.
-            AWSBatchException: `fn` or an argument cannot be pickled.
         """
-        self._check_open()
-        with _explained('sending a function to the workers'):
-            try:
-                digest = self._store_function(fn)
-            except TypeError:               # not hashable, so it cannot be remembered
-                digest = self._store_function.__wrapped__(fn)
-        payload = _pickled((args, kwargs), 'The arguments {} of {}'.format(_label(args), _name(fn)))
-        self._room.take(len(payload))
-        with self._lock:
-            try:
-                self._check_open()
-            except Exception:
-                self._room.give(len(payload))
-                raise
-            call = _Call(next(self._ids), _name(fn) + _label(args), len(payload))
-            self._calls[call.id] = call
-        call.future.add_done_callback(functools.partial(self._forget_cancelled, call.id))
-        self._outbox.put((call, digest, payload))
-        return call.future
+        return self._run.submit(None, fn, args, kwargs)
 
     def map(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None):
         """
@@ -720,11 +1567,18 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         Returns:
             An iterator over the results. An exception of a call is raised where its result would be.
         """
+        if chunksize < 1:
+            raise ValueError('chunksize must be >= 1.')
         if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(buffersize))
+            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(
+                buffersize))
         deadline = None if timeout is None else time.monotonic() + timeout
-        arguments = zip(*iterables)
-        futures = collections.deque(self.submit(fn, *args) for args in itertools.islice(arguments, buffersize))
+        arguments, run = zip(*iterables), self._run
+        function = None
+        with contextlib.suppress(AWSBatchException):    # the calls say why
+            function = run.pickled(fn)
+        futures = collections.deque(run.submit(function, fn, args, {})
+                                    for args in itertools.islice(arguments, buffersize))
 
         def results():
             try:
@@ -732,12 +1586,28 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                     # Nothing here holds a future or a result that has been handed out.
                     result = [futures[0].result(None if deadline is None else deadline - time.monotonic())]
                     futures.popleft()
-                    futures.extend(self.submit(fn, *args) for args in itertools.islice(arguments, 1))
+                    futures.extend(run.submit(function, fn, args, {})
+                                   for args in itertools.islice(arguments, 1))
+                    given = time.time()
                     yield result.pop()
+                    if time.time() > given + 0.01:
+                        run.note('taken', given=given, asked=time.time())
             finally:
                 for future in futures:
                     future.cancel()
         return results()
+
+    def share(self, data):
+        """
+        Put what many calls need into the run's folder, once.
+
+        Args:
+            data (bytes): a pickle, for instance.
+
+        Returns:
+            str: a token with which :func:`shared` gives it to a call.
+        """
+        return self._run.share(data)
 
     def wait_for_workers(self, count=1, timeout=None):
         """
@@ -749,25 +1619,34 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         Raises:
             BrokenAWSBatchExecutor: none will come.
         """
-        with self._idle:
-            self._idle.wait_for(lambda: len(self._workers) >= count or self._broken or self._closing, timeout)
-            if self._broken:
-                raise BrokenAWSBatchExecutor(self._broken)
-            return len(self._workers)
+        run, deadline = self._run, None if timeout is None else time.monotonic() + timeout
+        run.awaited = count
+        while len(run.up) < count and not (run.broken or run.closing or
+                                           deadline and time.monotonic() > deadline):
+            time.sleep(0.02)
+        run.awaited = 0
+        if run.broken:
+            raise BrokenAWSBatchExecutor(run.broken)
+        return len(run.up)
 
     def stats(self):
         """
         What a progress line shows.
 
         Returns:
-            dict: 'workers' asked for, 'workers_up' now, calls 'done' and 'outstanding',
-            'blocks_per_worker' (worker index to count) and 'requests', the AWS requests that this
-            script (not its workers) made for the run (int).
+            dict: the 'run' id, 'workers' asked for, 'workers_up' now, those that were 'lost' and 'replaced',
+            calls 'done' and 'outstanding', 'blocks_per_worker' (worker to count) and 'requests', the AWS
+            requests that this script (not its workers) made for the run (int).
         """
-        with self._lock:
-            return {'workers': self._max_workers, 'workers_up': len(self._workers), 'outstanding': len(self._calls),
-                    'done': sum(self._done.values()), 'blocks_per_worker': dict(self._done),
-                    'requests': sum(self._channel.requests.values())}
+        run = self._run
+        return {'run': run.id, 'workers': run.workers, 'workers_up': len(run.up), 'lost': run.lost,
+                'replaced': run.started - run.workers, 'outstanding': len(run.calls), 'done': run.done(),
+                'blocks_per_worker': dict(run.answered()),
+                'requests': sum(run.channel.requests.copy().values())}
+
+    def __repr__(self):
+        return ('<AWSBatchExecutor run {run}: {workers_up} of {workers} workers up, {done} blocks done, '
+                '{outstanding} outstanding>'.format(**self.stats()))
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """
@@ -778,679 +1657,38 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                 return at once, and the same happens in the background.
             cancel_futures (bool): do not finish outstanding calls but cancel their futures.
         """
-        with self._lock:
-            self._shutdown = True
+        run = self._run
+        run.close(hurry=cancel_futures)
         if cancel_futures:
-            self._cancel_all()
+            run.cancel_all()
         if wait:
-            try:
-                self._finish()
-            except BaseException:       # Ctrl-C while waiting: do not wait any longer
-                self._cancel_all()
-                self._finish()
-                raise
-        else:
-            threading.Thread(target=self._finish, daemon=True).start()
+            run.join()
+
+    def __enter__(self):
+        _entered.append(self)
+        return self
 
     def __exit__(self, exc_type, exc_value, traceback):
+        with contextlib.suppress(ValueError):
+            _entered.remove(self)
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
         return False
 
-    # Starting and ending a run -----------------------------------------------------------------
 
-    def _start(self):
-        self.run = '{}-{}'.format(time.strftime('%Y%m%dT%H%M%S', time.gmtime()), secrets.token_hex(4))
-        # A stack name has no underscore, so these names never begin with another stack's.
-        self._name = '{}_{}'.format(STACK_NAME, self.run)
-        self._channel = Channel(self.run, secrets.token_bytes(32), self._stack['BatchBucket'], None, None, REGION)
-        self._batch = make_client('batch', REGION, self._channel.requests)
-        self._renew_lease()
-        for queue_name in ('in', 'out'):
-            url = self._channel.sqs.create_queue(
-                QueueName='{}_{}'.format(self._name, queue_name),
-                Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
-                            'MessageRetentionPeriod': str(RETENTION_SECONDS)},
-                tags={'Project': self._stack.get('BatchTag', 'rios')})['QueueUrl']
-            setattr(self._channel, queue_name + '_queue', url)
-        self._start_workers()
-        loops = [self._send_loop] * SENDERS + [self._collect_loop] * COLLECTORS + [self._lease_loop, self._watch_loop]
-        for loop in loops:
-            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True).start()
-
-    def _start_workers(self):
-        channel = self._channel
-        environment = {
-            'RIOSBucket': channel.bucket, 'RIOSInQueue': channel.in_queue, 'RIOSOutQueue': channel.out_queue,
-            'RIOSRun': self.run, 'RIOSRunKey': channel.key.hex(), 'RIOSRegion': REGION,
-            'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
-            'RIOSVersions': json.dumps(versions()),
-            'RIOSModules': ' '.join(name for name in HEAVY_MODULES if name in sys.modules)}
-        array = {'arrayProperties': {'size': self._max_workers}} if self._max_workers > 1 else {}
-        submitted = self._batch.submit_job(
-            jobName=self._name, jobQueue=self._stack['BatchProcessingJobQueueName'],
-            jobDefinition=self._stack['BatchProcessingJobDefinitionName'], containerOverrides={
-                'environment': [{'name': name, 'value': value} for name, value in environment.items()]},
-            **array)
-        self._job = submitted['jobId']
-        if submitted['ResponseMetadata'].get('RetryAttempts'):
-            self._terminate_twins()
-        self._submitted = time.monotonic()
-        self._seen_up = self._seen_ended = self._warned = False
-
-    def _terminate_twins(self):
-        """A request that AWS carried out, but whose answer was lost, was repeated: one job is enough."""
-        found = self._batch.list_jobs(jobQueue=self._stack['BatchProcessingJobQueueName'],
-                                      filters=[{'name': 'JOB_NAME', 'values': [self._name]}])['jobSummaryList']
-        for job in found:
-            if job['jobId'] != self._job and job['status'] not in ('SUCCEEDED', 'FAILED'):
-                self._batch.terminate_job(jobId=job['jobId'], reason='Started twice')
-
-    def _finish(self):
-        """Wait for the outstanding calls, then clean up; the work of shutdown()."""
-        with self._idle:
-            self._idle.wait_for(lambda: not self._calls)
-            if self._closing:       # another thread does it
-                self._idle.wait_for(lambda: self._finished)
-                return
-            self._closing = True
-        try:
-            self._clean_up(orderly=self._broken is None and not self._cancelled)
-        except BaseException:
-            self._closing = False   # interrupted by a second Ctrl-C: at exit it is tried again
-            raise
-        with self._idle:
-            self._finished = True
-            self._idle.notify_all()
-        atexit.unregister(self._at_exit)
-        _open_executors.discard(self)
-        _restore_signals()
-        self._report.write(id=self.run, submitted=next(self._ids) - 1, broken=self._broken,
-                           vcpus=self._stack.get('BatchVCPUS'), requests=dict(self._channel.requests))
-        log.info('Run %s ended: %d blocks by %d workers', self.run, sum(self._done.values()), len(self._done))
-
-    _cancelled = False
-
-    def _cancel_all(self):
-        with self._lock:
-            self._cancelled = self._cancelled or bool(self._calls)
-            futures = [call.future for call in self._calls.values()]
-        for future in futures:
-            future.cancel()
-
-    def _clean_up(self, orderly):
-        """
-        Leave nothing of the run on AWS: no job, no queue, no object.
-
-        A step that fails is told and does not keep the others from being done, nor hide an
-        exception that is on its way to the user.
-        """
-        channel = getattr(self, '_channel', None)
-        if channel is None:
-            return
-        if self._job:
-            with self._told('stopping the workers'):
-                if not (orderly and self._stop_workers()):
-                    self._batch.terminate_job(jobId=self._job, reason='The main script has ended the run')
-                    self._await_end(STOP_SECONDS)
-        self._ended.set()
-        for _ in range(SENDERS):
-            self._outbox.put(None)
-        for url in filter(None, (channel.in_queue, channel.out_queue)):
-            with self._told('deleting a queue'):
-                channel.sqs.delete_queue(QueueUrl=url)
-        with self._told('deleting the objects of the run'):
-            pages = channel.s3.get_paginator('list_objects_v2').paginate(Bucket=channel.bucket, Prefix=channel.folder)
-            for page in pages:
-                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
-
-    def _stop_workers(self):
-        """Ask the workers to stop; whether all did."""
-        stop = self._channel.seal('worker', {'kind': 'stop'})[0]
-        with self._idle:
-            if len(self._workers) < self._max_workers:
-                return False        # some have not even started
-        for bodies in batches([stop] * self._max_workers, BATCH_ENTRIES):
-            self._channel.send(self._channel.in_queue, bodies)
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._workers, STOP_SECONDS)
-
-    def _await_end(self, seconds):
-        """Wait until the terminated job has ended, so that no worker writes another object."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            jobs = self._batch.describe_jobs(jobs=[self._job])['jobs']
-            if not jobs or jobs[0]['status'] in ('SUCCEEDED', 'FAILED'):
-                return
-            self._ended.wait(0.25)
-
-    @contextlib.contextmanager
-    def _told(self, doing):
-        try:
-            yield
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, AWSBatchException) as error:
-            if error_code(error) not in _NO_QUEUE:
-                log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
-                            explain(error, doing), self.run)
-
-    def _at_exit(self):
-        """The script ends and nobody called shutdown()."""
-        if not self._shutdown:
-            self.shutdown(cancel_futures=True)
-        else:
-            self._finish()
-
-    # Calls out ---------------------------------------------------------------------------------
-
-    def _check_open(self):
-        if self._broken:
-            raise BrokenAWSBatchExecutor(self._broken)
-        if self._shutdown:
-            raise RuntimeError('cannot schedule new futures after shutdown')
-
-    def _store_function(self, fn):
-        """Put a pickled function into the run's folder; its SHA-256."""
-        data = _pickled(fn, 'The function {}'.format(_name(fn)))
-        digest = hashlib.sha256(data).hexdigest()
-        self._channel.s3.put_object(Bucket=self._channel.bucket, Key=self._channel.function_object(digest), Body=data)
-        return digest
-
-    def _send_loop(self):
-        left = None
-        while not self._ended.is_set():
-            left = self._send_some(left)
-
-    def _send_some(self, item):
-        """
-        Send a call, and in the same request those that came while another request was under way.
-
-        This is a function of its own so that nothing holds their futures, and so their results, while there
-        are no more to send.
-
-        Returns:
-            A call that is too large to travel with these, to be the next; or None.
-        """
-        item = item or self._outbox.get()
-        if item is None:                    # the run has ended
-            return None
-        call, body = self._seal_call(*item)     # this may upload, so not in turn
-        if call is None:
-            return None
-        item, calls, bodies, size = None, [call], [body], len(body)
-        many = self._outbox.qsize() >= BATCH_ENTRIES
-        with contextlib.nullcontext() if many else self._turn:
-            while len(bodies) < BATCH_ENTRIES and size < MESSAGE_BYTES // 2:
-                try:
-                    item = self._outbox.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None or len(item[2]) > INLINE_BYTES:
-                    break
-                call, body = self._seal_call(*item)
-                item = None
-                if call is not None:
-                    calls.append(call)
-                    bodies.append(body)
-                    size += len(body)
-            for call in calls:
-                call.sent = time.time()
-            self._persist('sending calls to the workers',
-                          lambda: self._channel.send(self._channel.in_queue, bodies))
-        return item
-
-    def _seal_call(self, call, digest, payload):
-        """Make the message for a call; (None, None) if it was cancelled."""
-        self._room.give(len(payload))
-        if call.id not in self._calls:
-            return None, None
-        # Where there is no more than a call for each worker, workers do not take the next one ahead.
-        header = {'kind': 'call', 'id': call.id, 'fn': digest, 'tries': 0, 'label': call.label,
-                  'scarce': len(self._calls) <= self._max_workers}
-        body, header = self._persist('sending a call to the workers',
-                                     lambda: self._channel.seal('worker', header, payload)) or (None, {})
-        call.object = header.get('object')
-        return (call, body) if body else (None, None)
-
-    def _forget_cancelled(self, number, future):
-        """A future was cancelled by the user: nobody waits for its answer."""
-        if future.cancelled():
-            with self._idle:
-                if self._calls.pop(number, None):
-                    future.set_running_or_notify_cancel()
-                self._idle.notify_all()
-
-    # Answers back ------------------------------------------------------------------------------
-
-    def _collect_loop(self):
-        channel, receipts, most, since = self._channel, [], BATCH_ENTRIES, time.monotonic()
-        soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
-        while not self._ended.is_set():
-            wait = LONG_POLL_SECONDS if not receipts else min(LONG_POLL_SECONDS, max(1, int(soon)))
-            messages = self._persist('receiving results', lambda: channel.receive(
-                channel.out_queue, wait, most)) or []
-            for message in messages:
-                header = self._collect(message['Body'])
-                receipts.append(message['ReceiptHandle'])
-                # Large results are taken one by one, so that all collectors have some to download.
-                most = 1 if 'object' in header else BATCH_ENTRIES
-            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > since + soon:
-                self._persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
-                receipts, since = [], time.monotonic()
-
-    def _collect(self, body):
-        """Handle one message from a worker; its header."""
-        try:
-            header, payload = self._channel.open('main', body)
-        except Refused as refused:
-            log.warning('A message to run %s was refused: %s', self.run, refused)
-            return {}
-        kind, worker = header['kind'], header.get('worker')
-        if kind == 'hello':
-            self._worker_up(worker, header['versions'])
-        elif kind == 'bye':
-            with self._idle:
-                self._workers.pop(worker, None)
-                self._report.worker_ended(worker)
-                self._channel.requests.update(header['requests'])
-                self._idle.notify_all()
-        else:
-            self._answer(header, payload)
-        return header
-
-    def _worker_up(self, worker, found):
-        wrong = mismatch(versions(), found)
-        if wrong:
-            self._break(wrong)
-            return
-        with self._idle:
-            self._workers[worker] = found
-            self._report.worker_up(worker)
-            self._seen_up = True
-            self._idle.notify_all()
-        log.info('Worker %s is up, %d of %d', worker, len(self._workers), self._max_workers)
-
-    def _answer(self, header, text):
-        """Settle the future that a result, an error or a given-up call belongs to."""
-        arrived = time.time()
-        with self._lock:
-            call = self._calls.get(header['id'])
-        if call is None:            # answered before by another worker, or cancelled
-            self._report.unwanted(header, arrived)
-            return
-        error = result = None
-        try:
-            if header['kind'] == 'lost':
-                error = AWSBatchException(
-                    'The call {} was tried {} times, and each time its worker ended before it had answered, so it '
-                    'is given up. {}'.format(call.label, header['tries'], self._how_workers_ended()))
-            else:
-                data = self._persist('downloading a result', lambda: self._channel.payload(header, text))
-                result = pickle.loads(data)
-                if header['kind'] == 'error':
-                    error, remote = result
-                    error.__cause__ = _RemoteTraceback(remote)
-                elif 'object' in header:
-                    result = self._shelf.put(call.future, result, data)
-                del data
-        except Refused as refused:
-            log.warning('The result of %s in run %s was refused: %s', call.label, self.run, refused)
-            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(call.label, refused))
-        except Exception as problem:
-            error = AWSBatchException('The result of {} cannot be unpickled here: {}: {}. What a function returns must '
-                                      'be importable by the main script too.'.format(
-                                          call.label, type(problem).__name__, problem))
-            error.__cause__ = problem
-        with self._idle:
-            if self._calls.pop(call.id, None) is None:
-                return
-            self._done[header.get('worker')] += 1
-            self._report.block(call, header, error, arrived)
-            self._idle.notify_all()
-        if call.future.set_running_or_notify_cancel():
-            if error is not None:
-                call.future.set_exception(error)
-            else:
-                call.future.set_result(result)
-        self._discard(call.object, header.get('object'), call.bytes + header.get('bytes', 0))
-
-    def _discard(self, *names):
-        """Delete objects of an answered call, many at a time."""
-        *names, size = names
-        with self._lock:
-            self._spent.extend(filter(None, names))
-            self._spent_bytes += size if any(names) else 0
-            if len(self._spent) < DELETE_OBJECTS and self._spent_bytes < OUTBOX_BYTES:
-                return
-            spent, self._spent, self._spent_bytes = self._spent, [], 0
-        self._persist('deleting objects', lambda: self._delete_objects(spent))
-
-    def _delete_objects(self, names):
-        for some in batches(names, DELETE_OBJECTS):
-            self._channel.s3.delete_objects(Bucket=self._channel.bucket, Delete={
-                'Objects': [{'Key': name} for name in some], 'Quiet': True})
-
-    # Watching ----------------------------------------------------------------------------------
-
-    def _guarded(self, loop):
-        """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
-        try:
-            loop()
-        except BaseException as error:
-            if not self._ended.is_set():
-                log.debug('A thread of run %s failed', self.run, exc_info=True)
-                self._break(str(error) if isinstance(error, AWSBatchException) else repr(error))
-
-    def _persist(self, doing, request):
-        """Make an AWS request, again and again while AWS is away, but no longer than the lease lasts."""
-        deadline = time.monotonic() + LEASE_SECONDS
-        while True:
-            try:
-                return request()
-            except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-                if self._ended.is_set() or self._closing and error_code(error) in _NO_QUEUE:
-                    return None
-                # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
-                new = error_code(error) in _NO_QUEUE and time.monotonic() < self._submitted + 10
-                if not (new or is_temporary(error)) or time.monotonic() > deadline:
-                    raise explain(error, doing) from error
-                log.warning('%s Trying again.', explain(error, doing))
-                self._ended.wait(1)
-
-    def _renew_lease(self):
-        self._channel.s3.put_object(Bucket=self._channel.bucket, Key=self._channel.folder + 'lease', Body=json.dumps(
-            {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS}).encode())
-
-    def _lease_loop(self):
-        while not self._ended.wait(LEASE_SECONDS / 4):
-            self._persist('renewing the lease of the run', self._renew_lease)
-
-    def _watch_loop(self):
-        while not self._ended.wait(WATCH_SECONDS):
-            if self._calls and not self._broken and not self._closing:
-                self._persist('looking at the Batch job', self._watch_job)
-
-    def _watch_job(self):
-        """Fail the outstanding calls if no worker will ever come for them."""
-        jobs = self._batch.describe_jobs(jobs=[self._job])['jobs']
-        status = jobs[0]['status'] if jobs else 'FAILED'
-        if status in ('SUCCEEDED', 'FAILED'):
-            # The last answers may still be on their way, so look twice.
-            before, self._seen_ended = self._seen_ended, (status, sum(self._done.values()))
-            if before != self._seen_ended:
-                return
-            if status == 'SUCCEEDED' and self._seen_up:
-                log.info('The workers of run %s had stopped because there was nothing to do; starting them again', self.run)
-                with self._lock:
-                    self._workers.clear()
-                self._start_workers()
-            else:
-                self._break('No worker of run {} is left, with {} calls outstanding. {}'.format(
-                    self.run, len(self._calls), self._how_workers_ended()))
-        elif not self._seen_up and not self._warned and time.monotonic() > self._submitted + RUNNABLE_SECONDS:
-            self._warned = True
-            counts = jobs[0].get('arrayProperties', {}).get('statusSummary') or {status: 1}
-            log.warning('No worker has come up after %d minutes; the jobs are %s. %s', RUNNABLE_SECONDS // 60,
-                        ', '.join('{} {}'.format(count, state) for state, count in counts.items() if count),
-                        RUNNABLE_CAUSES if counts.get('RUNNABLE') else '')
-
-    def _break(self, text):
-        """Fail every outstanding call, and refuse new ones."""
-        with self._idle:
-            self._broken = self._broken or text
-            calls, self._calls = self._calls, {}
-            self._idle.notify_all()
-        for call in calls.values():
-            if call.future.set_running_or_notify_cancel():
-                call.future.set_exception(BrokenAWSBatchExecutor(text))
-
-    def _how_workers_ended(self):
-        """What Batch says of the workers that failed, with the last lines of a log (str)."""
-        try:
-            return self._ask_how_workers_ended()
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            return str(explain(error, 'asking Batch how the workers ended'))
-
-    def _ask_how_workers_ended(self):
-        indices = range(self._max_workers) if self._max_workers > 1 else [None]
-        names = [self._job if index is None else '{}:{}'.format(self._job, index) for index in indices]
-        ends = []
-        for some in batches(names, DESCRIBE_JOBS)[:10]:
-            for job in self._batch.describe_jobs(jobs=some)['jobs']:
-                ends.extend(_attempt_ends(job))
-        if not ends:
-            return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
-        ends.sort(key=lambda end: end['stopped'])
-        sentences = list(dict.fromkeys(end['sentence'] for end in ends[-5:]))
-        logged = [end for end in ends if end['stream']]
-        if logged:
-            sentences.append(self._log_tail(logged[-1]['group'], logged[-1]['stream']))
-        return ' '.join(sentences)
-
-    def _log_tail(self, group, stream):
-        more = 'All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name {}'.format(
-            REGION, group, stream)
-        try:
-            events = make_client('logs', REGION).get_log_events(
-                logGroupName=group, logStreamName=stream, limit=20, startFromHead=False)['events']
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            return '(Its log cannot be read: {}) {}'.format(error, more)
-        return 'The end of its log:\n{}\n{}'.format('\n'.join('    ' + event['message'] for event in events), more)
-
-
-def _attempt_ends(job):
-    """How the attempts of a Batch job that failed have ended, in sentences."""
-    index = job.get('arrayProperties', {}).get('index', 0)
-    definition = job.get('container', {})
-    group = definition.get('logConfiguration', {}).get('options', {}).get('awslogs-group', '/aws/batch/job')
-    attempts = [(attempt.get('container', {}), attempt.get('statusReason'), attempt.get('stoppedAt', 0))
-                for attempt in job.get('attempts', [])]
-    if job['status'] == 'FAILED' and not attempts:
-        attempts = [(definition, job.get('statusReason'), job.get('stoppedAt', 0))]
-    for container, status_reason, stopped in attempts:
-        code, reason = container.get('exitCode'), container.get('reason')
-        if code == 0:
-            continue
-        said = '; '.join(filter(None, (status_reason, reason)))
-        yield {'stopped': stopped, 'group': group, 'stream': container.get('logStreamName'),
-               'sentence': 'Worker {} ended{}{}.{}'.format(
-                   index, '' if code is None else ' with exit code {}'.format(code),
-                   ': ' + said.rstrip('.') if said else '', _advice(code, said))}
-
-
-def _advice(code, reason):
-    """What to do about a container that ended like this."""
-    if 'OutOfMemory' in reason:
-        return ' It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh --mem".'
-    if 'CannotPullContainer' in reason:
-        return ' The image is not in the repository: "scripts/build.sh" builds and pushes it.'
-    if 'Host EC2' in reason:
-        return ' Its instance was taken away, as happens to Spot instances.'
-    if code == 137:
-        return ' It was killed, most often because it needed more memory than its job has: "scripts/modify.sh --mem".'
-    if code in (134, 139):
-        return ' It crashed in compiled code.'
-    return ''
-
-
-def _name(fn):
-    return getattr(fn, '__name__', None) or getattr(getattr(fn, 'func', None), '__name__', None) or type(fn).__name__
-
-
-def _pickled(thing, what):
-    try:
-        return dumps(thing)
-    except Exception as error:
-        raise AWSBatchException('{} cannot be pickled, so it cannot travel to a worker: {}: {}. Open files, GDAL datasets, '
-                                'locks and connections must be made inside the function.'.format(
-                                    what, type(error).__name__, error)) from error
-
-
-# A script that is asked to end (kill, a closed terminal) ends in an orderly way, so that shutdown()
-# and what is registered with atexit run. A handler of the script's own is left alone.
-_open_executors = weakref.WeakSet()
-_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-
-
-def _raise_exit(number, frame):
-    sys.exit(128 + number)
-
-
-def _exit_on_signals():
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _raise_exit)
-
-
-def _restore_signals():
-    if not _open_executors and threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) is _raise_exit:
-                signal.signal(number, signal.SIG_DFL)
-
-
-class _Report:
+def _executor_for(count, **given):
     """
-    The records of a run, which scripts/timeline.py draws. Without a folder it keeps and does nothing.
+    The executor that a manager of RIOS is to use: that of the innermost with statement, or a new one.
 
-    FOLDER/run.json has an entry for the run, one for each worker that came up, and one for each block that
-    was answered. All times are seconds since the run began. Those of a block, in their order:
-
-    ==========  ================================================================================
-    queued      submit() has pickled the arguments and found room for them
-    sent        the main script sends the call; large arguments are in the bucket
-    received    a worker has the call
-    downloaded  ... and its arguments
-    started     ... and unpickles them and computes, having finished the block before
-    computed    ... and has pickled the result
-    uploaded    ... and sends the answer; a large result is in the bucket
-    arrived     the main script has the answer
-    collected   ... and has downloaded and unpickled the result
-    ==========  ================================================================================
-
-    Blocks that the main script computed have the worker "main". Of a block with several tries the times
-    are those of the last. An answer that came when its block was answered or cancelled already has no
-    label, and was not collected.
-
-    Args:
-        folder (str): where run.json is written; None for no report.
-        workers (int): how many were asked for.
-
-    Raises:
-        AWSBatchException: nothing can be written in that folder.
+    Returns:
+        (AWSBatchExecutor, bool): and whether it is new, so that the manager ends it.
     """
-    _AT_WORKER = ('received', 'downloaded', 'started', 'computed', 'uploaded')
-    _FIELDS = ('id', 'label', 'worker', 'tries', 'bytes_in', 'bytes_out', 'error', 'queued', 'sent', *_AT_WORKER,
-               'arrived', 'collected')
-
-    def __init__(self, folder, workers):
-        self.folder, self.asked, self.began = folder, workers, time.time()
-        self.blocks, self.workers = [], []      # values of _FIELDS; [worker, up, ended]
-        if folder:
-            try:
-                os.makedirs(folder, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
-            except OSError as error:
-                raise AWSBatchException('The report of the run cannot be written to the folder "{}": {}. Set '
-                                        'RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.'.format(
-                                            folder, error.strerror or error)) from error
-
-    def worker_up(self, worker):
-        if self.folder:
-            self.workers.append([worker, time.time(), None])
-
-    def worker_ended(self, worker):
-        for entry in reversed(self.workers):
-            if entry[0] == worker:
-                entry[2] = time.time()
-                break
-
-    def block(self, call, header, error, arrived):
-        """A block that was answered by the message with this header."""
-        if self.folder:
-            self.blocks.append((
-                call.id, call.label, header.get('worker'), header.get('tries'), call.bytes, header.get('bytes'),
-                error and '{}: {}'.format(type(error).__name__, error)[:300],
-                call.queued, call.sent, *(header.get(name) for name in self._AT_WORKER), arrived, time.time()))
-
-    def unwanted(self, header, arrived):
-        """An answer to a call that was answered or cancelled before."""
-        if self.folder:
-            self.blocks.append((
-                header['id'], None, header.get('worker'), header.get('tries'), None, header.get('bytes'), None,
-                None, None, *(header.get(name) for name in self._AT_WORKER), arrived, None))
-
-    def here(self, label, started):
-        """A block that the main script computed itself."""
-        if self.folder:
-            now = time.time()
-            self.blocks.append((None, label, 'main', 1, None, None, None, started, None, None, None, started, now,
-                                None, None, now))
-
-    def write(self, **run):
-        """Write run.json, with what else there is to say of the run. An error is a warning."""
-        if not self.folder:
-            return
-        path = os.path.join(self.folder, 'run.json')
-        try:
-            with open(path + '.part', 'w', encoding='utf-8') as report:
-                report.writelines(self._lines(run))
-            if os.path.exists(path):        # of an earlier run, which is kept
-                with open(path, encoding='utf-8') as earlier:
-                    os.replace(path, os.path.join(self.folder, 'run-{}.json'.format(json.load(earlier)['run']['id'])))
-            os.replace(path + '.part', path)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            log.warning('The report of run %s could not be written to %s: %s', run['id'], path, error)
-
-    def _lines(self, run):
-        # The workers' clocks are AWS's and agree; that of the main script may be off. The answer that came
-        # quickest is taken to have taken no time, so nothing begins before it was sent or arrives before it left.
-        left, came = self._FIELDS.index('uploaded'), self._FIELDS.index('arrived')
-        behind = min((block[came] - block[left] for block in self.blocks if block[left]), default=0)
-
-        def since(moment, offset=0):
-            return moment and round(moment + offset - self.began, 4)
-
-        run = dict(run, workers=self.asked, stack=STACK_NAME, region=REGION, inline_bytes=INLINE_BYTES,
-                   began=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.began)), ended=since(time.time()),
-                   worker_clocks_behind=round(behind, 4))
-        yield '{{"run": {},\n"workers": [\n'.format(json.dumps(run))
-        yield ',\n'.join(json.dumps({'worker': worker, 'up': since(up), 'ended': since(ended)})
-                         for worker, up, ended in self.workers)
-        yield '\n],\n"blocks": [\n'
-        for number, values in enumerate(self.blocks):
-            block = dict(zip(self._FIELDS, values))
-            for name in self._FIELDS[self._FIELDS.index('queued'):]:
-                block[name] = since(block[name], behind if name in self._AT_WORKER and block['worker'] != 'main' else 0)
-            yield (',\n' if number else '') + json.dumps(block)
-        yield '\n]}\n'
-
-
-# STUB of branch G for what the lead provides on main: _executor_for, share, shared.
-_entered, _channel_of_worker = [], None
-
-
-def _executor_for(count, **options):
-    if _entered and options:
-        raise ValueError('computeWorkerExtraParams has {}, but the workers are those of the "with AWSBatchExecutor(...)" '
-                         'around apply(): give it that.'.format(', '.join(options)))
-    return (_entered[-1], False) if _entered else (AWSBatchExecutor(count, **options), True)
-
-
-def _share(self, data):
-    token = self._channel.folder + 'shared-' + hashlib.sha256(data).hexdigest()
-    self._channel.s3.put_object(Bucket=self._channel.bucket, Key=token, Body=data)
-    return token
-
-
-@functools.lru_cache(maxsize=4)
-def shared(token):
-    return _channel_of_worker.fetch(token, token.rpartition('-')[2])
-
-
-AWSBatchExecutor.share = _share
-AWSBatchExecutor.__enter__ = lambda self: _entered.append(self) or self
-AWSBatchExecutor.__exit__ = lambda self, kind, *_: (_entered.remove(self), self.shutdown(cancel_futures=kind is not None))[2:]
-# END OF STUB
+    for executor in reversed(_entered):
+        if not (executor._run.closing or executor._run.broken):
+            if given:
+                raise ValueError('computeWorkerExtraParams has {}, but the workers are those of the "with '
+                                 'AWSBatchExecutor(...)" around apply(): give it that.'.format(', '.join(given)))
+            return executor, False
+    return AWSBatchExecutor(count, **given), True
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1529,7 +1767,7 @@ def _digest(thing):
     return digest.digest()
 
 
-class _Run:
+class _Apply:
     """One apply(): the executor, the blocks that it has, and the copies of otherArgs that they changed."""
     def __init__(self, workers, **options):
         self.executor, own = _executor_for(workers, **options)
@@ -1597,7 +1835,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 
     def __init__(self, numSubJobs):
         self.numSubJobs, self.tempdir = numSubJobs, '.'
-        self._run, self._rounds = _Run(numSubJobs), collections.deque()     # of jobs not gathered
+        self._run, self._rounds = _Apply(numSubJobs), collections.deque()     # of jobs not gathered
 
     def runSubJobs(self, function, fnInputs):
         """
@@ -1731,7 +1969,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         """
         style = given['controls'].concurrency
         try:
-            self.run = _Run(numWorkers, **self._options(style))
+            self.run = _Apply(numWorkers, **self._options(style))
             with _known_rios():
                 self._start(style, given)
             if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):

@@ -18,8 +18,9 @@ import time
 
 import cloudpickle
 import numpy as np
-from osgeo import gdal, gdal_array
+from osgeo import gdal
 
+import blocks
 import preview
 import progress
 import rios_awsbatch
@@ -32,32 +33,34 @@ cloudpickle.register_pickle_by_value(texture)
 
 def main():
     args = parse_arguments()
+    bands, margin = [args.red, args.nir], max(args.radius)
     try:
-        image = Image(args.input, args.red, args.nir)
+        image = open_image(args.input, bands)
         if os.path.realpath(args.input) == os.path.realpath(args.output):
             raise ValueError(f'{args.output} is the input: choose another name for the output')
-        blocksize = args.blocksize or image.good_blocksize()
+        blocksize = args.blocksize or good_blocksize(image)
         # It takes its name when it is whole.
         part = args.output + '.part'
         output = create_output(part, image, args.radius, blocksize)
     except (ValueError, RuntimeError) as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
 
-    work = functools.partial(texture_pixels, nodata=image.nodata, radii=args.radius)
-    windows = image.windows(blocksize)
-    pixels = (image.read(window, max(args.radius)) for window in windows)
+    nodata = blocks.nodata(image.GetRasterBand(args.red))
+    work = functools.partial(texture_pixels, nodata=nodata, radii=args.radius)
+    windows = blocks.windows(image, blocksize)
+    pixels = (blocks.read(image, window, margin, bands) for window in windows)
     try:
         start = time.monotonic()
         if args.serial:
             with progress.Progress(len(windows)) as line:
-                write_blocks(output, windows, map(work, pixels), line)
+                blocks.write(output, windows, map(work, pixels), line.step)
             by = 'by one process'
         else:
             with rios_awsbatch.AWSBatchExecutor(max_workers=args.workers) as executor, \
                     progress.Progress(len(windows), executor.stats) as line:
                 # Only a few blocks are under way at a time: reading never runs far ahead of the work.
                 results = executor.map(work, pixels, buffersize=4 * args.workers)
-                write_blocks(output, windows, results, line)
+                blocks.write(output, windows, results, line.step)
                 by = f'by {args.workers} workers ({blocks_per_worker(executor)})'
         seconds = time.monotonic() - start
         finish_output(output)
@@ -75,7 +78,7 @@ def main():
         preview.write(args.input, (args.nir, args.red, args.green), args.output, args.preview)
         print(f'{args.preview}: false colour, NDVI, texture')
     if args.check:
-        check(args.output, image, windows, work, max(args.radius))
+        check(args.output, windows, lambda window: work(blocks.read(image, window, margin, bands)))
 
 
 def texture_pixels(pixels, nodata, radii):
@@ -84,84 +87,30 @@ def texture_pixels(pixels, nodata, radii):
     return texture.texture_block(red, nir, nodata, radii)
 
 
-class Image:
-    """The input: its size, its place on Earth, and two of its bands."""
-
-    def __init__(self, path, *bands):
-        self.dataset = gdal.Open(path)
-        self.columns = self.dataset.RasterXSize
-        self.rows = self.dataset.RasterYSize
-        count = self.dataset.RasterCount
-        if max(bands) > count:
-            raise ValueError(
-                f'{path} has {count} band{"s" * (count != 1)}, so there is no band {max(bands)}: '
-                'say with --red and --nir which bands hold red and near infrared')
-        self.bands = [self.dataset.GetRasterBand(band) for band in bands]
-        self.nodata = nodata_value(self.bands[0])
-
-    def good_blocksize(self):
-        """256 pixels, or less for a small image, so that there is something to share out."""
-        side = (self.columns * self.rows / 64) ** 0.5
-        return max(16, min(256, round(side / 16) * 16))
-
-    def windows(self, size):
-        """The blocks, row by row: left, top, columns, rows."""
-        return [
-            (left, top, min(size, self.columns - left), min(size, self.rows - top))
-            for top in range(0, self.rows, size)
-            for left in range(0, self.columns, size)]
-
-    def read(self, window, margin):
-        """The bands in a window and in a margin around it, which outside the image holds `nodata` or 0."""
-        left, top, columns, rows = window
-        first_column = max(0, left - margin)
-        first_row = max(0, top - margin)
-        columns_read = min(self.columns, left + columns + margin) - first_column
-        rows_read = min(self.rows, top + rows + margin) - first_row
-        before = (first_row - (top - margin), first_column - (left - margin))
-        outside = [
-            (before[0], rows + 2 * margin - rows_read - before[0]),
-            (before[1], columns + 2 * margin - columns_read - before[1])]
-        fill = 0 if self.nodata is None else self.nodata
-        return np.stack([
-            np.pad(band.ReadAsArray(first_column, first_row, columns_read, rows_read), outside,
-                   constant_values=fill)
-            for band in self.bands])
+def open_image(path, bands):
+    """The input, which must have these bands."""
+    image = gdal.Open(path)
+    count = image.RasterCount
+    if max(bands) > count:
+        raise ValueError(
+            f'{path} has {count} band{"s" * (count != 1)}, so there is no band {max(bands)}: '
+            'say with --red and --nir which bands hold red and near infrared')
+    return image
 
 
-def nodata_value(band):
-    """The band's value for "no data" as its pixels hold it; None if it has none, or one that no pixel can hold."""
-    value = band.GetNoDataValue()
-    pixel_type = gdal_array.GDALTypeCodeToNumericTypeCode(band.DataType)
-    if value is None:
-        return None
-    if np.issubdtype(pixel_type, np.integer):
-        limits = np.iinfo(pixel_type)
-        if not limits.min <= value <= limits.max:
-            return None
-    return float(pixel_type(value))
+def good_blocksize(image):
+    """256 pixels, or less for a small image, so that there is something to share out."""
+    side = (image.RasterXSize * image.RasterYSize / 64) ** 0.5
+    return max(16, min(256, round(side / 16) * 16))
 
 
 def create_output(path, image, radii, blocksize):
-    """An empty GeoTIFF on the same grid, in tiles of the size of a block."""
+    """An empty GeoTIFF with a band for each measure."""
     names = texture.band_names(radii)
-    output = gdal.GetDriverByName('GTiff').Create(
-        path, image.columns, image.rows, len(names), gdal.GDT_Float32,
-        ['TILED=YES', f'BLOCKXSIZE={blocksize}', f'BLOCKYSIZE={blocksize}',
-         'COMPRESS=DEFLATE', 'PREDICTOR=3', 'INTERLEAVE=BAND', 'BIGTIFF=IF_SAFER'])
-    output.SetSpatialRef(image.dataset.GetSpatialRef())
-    output.SetGeoTransform(image.dataset.GetGeoTransform())
+    output = blocks.create(path, image, len(names), size=blocksize, nodata=texture.NODATA)
     for number, name in enumerate(names, start=1):
         output.GetRasterBand(number).SetDescription(name)
-        output.GetRasterBand(number).SetNoDataValue(texture.NODATA)
     return output
-
-
-def write_blocks(output, windows, results, line):
-    """Results come in the order of the windows."""
-    for window, result in zip(windows, results):
-        output.WriteArray(result, window[0], window[1])
-        line.step()
 
 
 def finish_output(output):
@@ -176,18 +125,17 @@ def finish_output(output):
     output.BuildOverviews('AVERAGE', factors)
 
 
-def check(path, image, windows, work, margin):
+def check(path, windows, compute):
     """Compute every block again in this process, and compare each pixel with the file's."""
     output = gdal.Open(path)
     start = time.monotonic()
     differing = 0
     with progress.Progress(len(windows)) as line:
         for window in windows:
-            expected = work(image.read(window, margin))
-            differing += np.count_nonzero((output.ReadAsArray(*window) != expected).any(axis=0))
+            differing += np.count_nonzero((output.ReadAsArray(*window) != compute(window)).any(axis=0))
             line.step()
     seconds = time.monotonic() - start
-    total = image.columns * image.rows
+    total = output.RasterXSize * output.RasterYSize
     print(f'checked in one process ({seconds:.1f} s): {differing} of {total} pixels differ')
     if differing:
         sys.exit(1)

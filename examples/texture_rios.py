@@ -6,9 +6,11 @@ The same work as in texture_gdal.py, written for RIOS (rioshome.org), which read
 It runs unchanged on RIOS 1.4, 2.0 and later; only `useAWSBatch` knows which it is.
 
     texture_rios.py landsat7_olinda.tif texture.tif --workers 4
+    texture_rios.py s3://mybucket/landsat7_olinda.tif s3://mybucket/texture.tif
 """
 
 import argparse
+import re
 
 import cloudpickle
 import numpy as np
@@ -19,6 +21,8 @@ import rios_awsbatch  # noqa: F401 (makes AWS Batch known to RIOS)
 import texture
 
 gdal.UseExceptions()
+# An output on S3 is a file in the temporary folder (CPL_TMPDIR, TMPDIR or /tmp) until it is closed.
+gdal.SetConfigOption('CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE', 'YES')
 # Workers have numpy, GDAL and RIOS, but not our own texture.py: send it along with the function.
 cloudpickle.register_pickle_by_value(texture)
 
@@ -59,8 +63,7 @@ def useAWSBatch(controls, workers):
     """Have the blocks computed by `workers` at a time, in the words of the RIOS that is installed."""
     if hasattr(applier, 'ConcurrencyStyle'):
         controls.setConcurrencyStyle(applier.ConcurrencyStyle(
-            computeWorkerKind='CW_AWSBATCH',
-            numComputeWorkers=workers, computeWorkersRead=False, numReadWorkers=1))
+            computeWorkerKind='CW_AWSBATCH', numComputeWorkers=workers))
     else:
         controls.setNumThreads(workers)
         controls.setJobManagerType('AWSBatch')
@@ -80,8 +83,9 @@ def userFunction(info, inputs, outputs, otherArgs):
 def parseArguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('input', help='a raster that GDAL reads, with a red and a near infrared band')
-    parser.add_argument('output', help='the GeoTIFF to write')
+    parser.add_argument(
+        'input', type=path, help='a raster that GDAL reads, with a red and a near infrared band')
+    parser.add_argument('output', type=path, help='the GeoTIFF to write')
     parser.add_argument('--workers', type=int, default=4, help='jobs on AWS Batch (default: 4)')
     parser.add_argument(
         '--blocksize', type=int, default=256,
@@ -94,6 +98,11 @@ def parseArguments():
     parser.add_argument('--nir', type=int, default=4, help='of near infrared (default: 4)')
     parser.add_argument('--serial', action='store_true', help='in this process, without AWS')
     return parser.parse_args()
+
+
+def path(text):
+    """A file's name as GDAL has it, of one on S3 too."""
+    return re.sub('^s3://', '/vsis3/', text)
 
 
 if __name__ == '__main__':

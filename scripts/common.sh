@@ -141,6 +141,8 @@ describe_stack() {
 
 # Refuses a stack of that name which something else has made.
 require_ours() {
+    [[ $STACK_DESCRIPTION != 'RIOS with AWS Batch'* ]] ||
+        die "stack '$STACK' in region $REGION was made by RIOS 1.4, so it is left alone. README.md (RIOS) has the commands that delete it; or choose another name with --stackname or RIOS_AWSBATCH_STACK, and another --servicename."
     [[ $STACK_STATUS == NONE || $STACK_DESCRIPTION == "$STACK_MARK"* ]] ||
         die "stack '$STACK' in region $REGION was not made by create.sh, so it is left alone. Choose another name with --stackname or RIOS_AWSBATCH_STACK."
 }

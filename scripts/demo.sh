@@ -37,9 +37,9 @@ main() {
         shift
         [[ -r $image ]] || die "cannot read $image."
     fi
-    mkdir -p "$folder" || die "cannot make the folder $folder."
 
     "$ROOT/scripts/setup.sh" demo
+    mkdir -p "$folder" || die "cannot make the folder $folder."
     say "starting an AWS on this machine and creating the stack"
     "$ROOT/scripts/local.sh" bash -euo pipefail -c 'run_image "$@"' demo.sh "$image" "$folder" "$@"
     say "the stack is deleted, the local AWS has stopped"

@@ -103,11 +103,11 @@ install_system_packages() {
         as_root=(sudo)
     fi
     say "installing the system packages $packages"
-    quietly "${as_root[@]}" apt-get -q update ||
-        die "apt-get update failed. Is there a network?"
+    # It may fail for one source of many, and not fail without a network: what counts is what can be installed then.
+    "${as_root[@]}" apt-get -q update >/dev/null 2>&1 </dev/null || true
     quietly "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
             apt-get -qy install --no-install-recommends "${SYSTEM_PACKAGES[@]}" ||
-        die "apt-get could not install $packages."
+        die "apt-get could not install $packages. Is there a network?"
     has_gdal "$SYSTEM_PYTHON" ||
         die "$packages are installed, but $SYSTEM_PYTHON still cannot import GDAL ('from osgeo import gdal_array')."
 }
@@ -133,11 +133,12 @@ install_extra() {
     # Some packages would bring a newer numpy, which the system's GDAL was not built for.
     local constraint=$VENV/constraints.txt
     "$VENV/bin/python" -c 'import numpy; print("numpy ==", numpy.__version__)' >"$constraint"
+    # What is used is compiled when it is first imported, which is little of it.
     (
         cd "$ROOT"
         quietly "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install \
-            --constraint "$constraint" --editable ".[$1]"
-    ) || die "pip could not install the packages."
+            --no-compile --prefer-binary --constraint "$constraint" --editable ".[$1]"
+    ) || die "pip could not install the packages. Is there a network?"
     has_gdal "$VENV/bin/python" ||
         die "GDAL no longer works in .venv after the packages were installed: see $VENV/bin/pip list."
 }

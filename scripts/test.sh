@@ -7,7 +7,8 @@
 #   scripts/test.sh -k killed              only the tests whose name says so
 #
 # Does its own set-up first (see setup.sh). RIOS_SRC=FOLDER:FOLDER... names checkouts of RIOS to test with;
-# without any, a small double of RIOS takes their place.
+# without any, a small double of RIOS takes their place. What the tests write is in a temporary folder of this run,
+# which goes away at its end.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +22,7 @@ esac
 
 lint() {
     local bin=.venv/bin
-    "$bin/shellcheck" --external-sources scripts/*.sh .ci/run
+    "$bin/shellcheck" --external-sources scripts/*.sh scripts/dev/*.sh .ci/run
     "$bin/hadolint" Dockerfile
     "$bin/cfn-lint" batch.yaml
     "$bin/flake8"
@@ -30,8 +31,16 @@ lint() {
 
 scripts/setup.sh test
 lint
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+# In the home folder, matplotlib and Jupyter would leave files; in the shared one, tests and jobs meet.
+mkdir "$folder/tmp" "$folder/home" "$folder/shared"
+export TMPDIR=$folder/tmp HOME=$folder/home RIOS_AWSBATCH_LOCAL_SHARED=$folder/shared
+unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_RUNTIME_DIR
 # Workers wait most of the time, so there are more test processes than cores.
-scripts/local.sh .venv/bin/python -m pytest -n 4 "$@"
+scripts/local.sh .venv/bin/python -m pytest -n 4 --durations=10 "$@"
 if [[ $# = 0 ]]; then
-    scripts/bench.sh --quick
+    scripts/dev/bench.sh --quick
 fi

@@ -14,16 +14,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import urllib.request
 
 import boto3
+import cloudpickle
 import pytest
 import yaml
 
 import rios_awsbatch
+import tests
 
+# Workers have no file of ours, and so no module of the tests.
+cloudpickle.register_pickle_by_value(tests)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / 'scripts'
 REGION = rios_awsbatch.REGION
@@ -58,6 +63,13 @@ def client(service, env=os.environ):
 
 def bucket():
     return rios_awsbatch.getStackOutputs()['BatchBucket']
+
+
+@pytest.fixture
+def shared():
+    """A fresh folder that the main script and jobs see alike, as on a network file system. See scripts/local.sh."""
+    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
+        yield pathlib.Path(folder)
 
 
 def pids(run, env=os.environ):
@@ -339,7 +351,8 @@ class Local:
         self.temporary = folder / 'temporary files'
         self.temporary.mkdir()
         self.root = root
-        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))}
+        hidden = {name for name in os.environ if name.startswith(('AWS_', 'RIOS_AWSBATCH_'))
+                  and name != 'RIOS_AWSBATCH_LOCAL_SHARED'}
         self.env = {name: value for name, value in os.environ.items() if name not in hidden}
         self.env.update(env, TMPDIR=str(self.temporary), RIOS_AWSBATCH_REGION=REGION)
 
@@ -355,6 +368,20 @@ class Local:
             host, port = endpoint.rpartition('/')[2].split(':')
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((host, int(port)), timeout=5)
+
+
+@contextlib.contextmanager
+def job_definition(retry=None, **changed):
+    """Another job definition than the stack's, for a run that goes wrong."""
+    outputs, batch = rios_awsbatch.getStackOutputs(), client('batch')
+    found = batch.describe_job_definitions(
+        jobDefinitionName=outputs['BatchProcessingJobDefinitionName'], status='ACTIVE')['jobDefinitions'][0]
+    name = 'broken-{}'.format(random.getrandbits(32))
+    batch.register_job_definition(
+        jobDefinitionName=name, type='container', retryStrategy=retry or found['retryStrategy'],
+        containerProperties=dict(found['containerProperties'], **changed))
+    yield name
+    batch.deregister_job_definition(jobDefinition=name + ':1')
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """
 The promises of build.sh and submit.sh: an image for the workers, and a main script that is a job itself.
 """
+import concurrent.futures
 import pathlib
 import re
 import sys
@@ -8,7 +9,8 @@ import sys
 import pytest
 
 import rios_awsbatch
-from tests.conftest import ROOT, wait_until, run, succeeds, refuses, Stack, write_main, StandIn
+from tests.conftest import (
+    ROOT, another_aws, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -20,28 +22,48 @@ def argument(call, name):
     return [value for option, value in zip(call['words'], call['words'][1:]) if option == name]
 
 
-def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, stack):
-    docker.set(says={'run': '{}.{}'.format(*sys.version_info)})
-    done = stack.run('build.sh', '--platform', 'linux/arm64', path=docker.path, env={
+def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker):
+    stack = Stack(InstanceTypes='c7g', Architecture='ARM64').create()
+    docker.set(says={'run': '{}.{}'.format(*sys.version_info), 'inspect': 'arm64'})
+    done = stack.run('build.sh', path=docker.path, env={
         'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3', 'RIOS_VERSION': '2.0.6',
         'BASE_IMAGE': 'debian:12', 'PYTHON': sys.executable})
     image = stack.client('batch').describe_job_definitions(
         jobDefinitionName=stack.outputs()['BatchProcessingJobDefinitionName'])['jobDefinitions'][0][
             'containerProperties']['image']
     succeeds(done, 'Done: ' + image)
-    assert docker.verbs() == ['info', 'login', 'build', 'push', 'run']
-    _, login, build, push, _ = docker.calls()
+    assert docker.verbs() == ['info', 'login', 'build', 'inspect', 'tag', 'push', 'push', 'run']
+    _, login, build, _, tag, *pushes, _ = docker.calls()
     assert login['words'] == ['login', '--username', 'AWS', '--password-stdin', image.partition('/')[0]]
     assert len(login['input'].strip()) > 10
     assert build['words'][:5] == ['build', '--platform', 'linux/arm64', '--tag', image]
     assert argument(build, '--file') == [str(ROOT / 'Dockerfile')]
     arguments = dict(item.split('=', 1) for item in argument(build, '--build-arg'))
-    assert arguments == {'BASE_IMAGE': 'debian:12', 'VERSION': rios_awsbatch.__version__, 'RIOS_VERSION': '2.0.6',
+    assert arguments == {'BASE_IMAGE': 'debian:12', 'VERSION': rios_awsbatch.__version__,
+                         'RIOS_VERSION': '2.0.6',
                          'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3'}
     assert set(build['files']) == {'rios_awsbatch.py', 'worker.py'}
-    assert push['words'] == ['push', image]
+    kind = image.replace(':latest', ':arm64')
+    assert tag['words'] == ['tag', image, kind]
+    assert [push['words'] for push in pushes] == [['push', kind], ['push', image]]
     for name in re.findall(r'^ARG (\w+)', build['dockerfile'], re.MULTILINE):
         assert name in arguments
+
+
+@pytest.mark.parametrize('architecture, kind, other',
+                         [('X86_64', 'amd64', 'arm64'), ('ARM64', 'arm64', 'amd64')])
+def test_image_of_the_wrong_kind_is_never_pushed(architecture, kind, other, docker):
+    """It would end on every machine with "exec format error"."""
+    stack = Stack(Architecture=architecture).create()
+    refuses(stack.run('build.sh', '--platform', 'linux/' + other, path=docker.path),
+            'run images of the kind linux/{}, not linux/{}'.format(kind, other))
+    assert docker.verbs() == ['info']
+    docker.set(says={'inspect': other})         # a builder that overlooks --platform
+    done = stack.run('build.sh', path=docker.path, env={'RIOS_VERSION': 'none'})
+    assert done.returncode == 1
+    assert 'is of the kind linux/{}, but'.format(other) in done.stderr.splitlines()[-1]
+    assert 'push' not in docker.verbs()
+    assert argument(docker.calls()[docker.verbs().index('build')], '--platform') == ['linux/' + kind]
 
 
 def test_build_main_stands_on_the_worker_image(docker, stack, tmp_path):
@@ -53,6 +75,7 @@ def test_build_main_stands_on_the_worker_image(docker, stack, tmp_path):
     (module / '__pycache__').mkdir()
     (module / '__pycache__' / 'x.pyc').touch()
     data.touch()
+    docker.set(says={'inspect': 'amd64'})
     done = stack.run('build.sh', '--main', script, module, data, path=docker.path)
     images = [stack.client('batch').describe_job_definitions(jobDefinitionName=stack.outputs()[name])[
         'jobDefinitions'][0]['containerProperties']['image'] for name in (
@@ -79,7 +102,8 @@ def test_build_main_needs_the_worker_image_first(docker, stack, tmp_path):
 
 
 def test_build_without_push_needs_no_aws(docker):
-    env = {'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'DOCKER': 'docker --context here', 'RIOS_VERSION': 'none'}
+    env = {'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'DOCKER': 'docker --context here',
+           'RIOS_VERSION': 'none'}
     docker.set(says={'--context': ''})
     succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'Done: rios_awsbatch:latest')
     calls = [call['words'] for call in docker.calls()]
@@ -101,7 +125,8 @@ def test_build_takes_the_rios_that_the_user_has(docker, tmp_path):
     (package / '__init__.py').write_text("__version__ = '1.4.17'\n")
     (package / 'applier.py').touch()
     env = {'PYTHONPATH': str(package.parent), 'RIOS_VERSION': None, 'PYTHON': sys.executable}
-    succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'RIOS in the image: 1.4.17, a copy of ' + str(package))
+    succeeds(run('build.sh', '--no-push', env=env, path=docker.path),
+             'RIOS in the image: 1.4.17, a copy of ' + str(package))
     build = docker.calls()[1]
     assert {'rios/__init__.py', 'rios/applier.py'} <= set(build['files'])
     assert 'RIOS_VERSION=' in build['words']
@@ -109,15 +134,17 @@ def test_build_takes_the_rios_that_the_user_has(docker, tmp_path):
 
 def test_build_warns_of_another_python_in_the_image(docker):
     docker.set(says={'run': '3.6'})
-    done = run('build.sh', '--no-push', path=docker.path, env={'PYTHON': sys.executable, 'RIOS_VERSION': 'none'})
+    done = run('build.sh', '--no-push', path=docker.path,
+               env={'PYTHON': sys.executable, 'RIOS_VERSION': 'none'})
     assert done.returncode == 0
     assert re.search(r'the image has Python 3.6, but .* is Python 3.*BASE_IMAGE=', done.stderr), done.stderr
 
 
 @pytest.mark.parametrize('step, said', [
-    ('login', 'could not log in to'), ('build', 'could not be built.*EXTRA_PACKAGES'), ('push', 'could not push')])
+    ('login', 'could not log in to'), ('build', 'could not be built.*EXTRA_PACKAGES'),
+    ('push', 'could not push')])
 def test_build_that_fails_says_at_what(step, said, docker, stack):
-    docker.set(fails={step: 'denied: something of Docker'})
+    docker.set(fails={step: 'denied: something of Docker'}, says={'inspect': 'amd64'})
     done = stack.run('build.sh', path=docker.path, env={'RIOS_VERSION': 'none'})
     assert done.returncode == 1
     assert 'denied: something of Docker' in done.stderr
@@ -149,7 +176,8 @@ ARGUMENTS = ['--scene', 'a "b" c', 'back\\slash', '$HOME', 'é', '']
 
 
 def test_submit_runs_the_main_script_as_a_job_and_follows_it(tmp_path):
-    stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', write_main(tmp_path, AS_A_JOB))
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain',
+                                                                       write_main(tmp_path, AS_A_JOB))
     done = stack.run('submit.sh', '--wait', '--name', 'my-job', '--', 7, *ARGUMENTS)
     assert done.returncode == 7, done.stderr
     lines = done.stdout.splitlines()
@@ -157,6 +185,14 @@ def test_submit_runs_the_main_script_as_a_job_and_follows_it(tmp_path):
     assert [line for line in lines if line.startswith('squares')] == ['squares True']
     assert 'Submitted job my-job' in done.stderr
     assert ' FAILED\n' in done.stderr
+    assert re.match(r'submit.sh: your script ended with 7 \(job ', done.stderr.splitlines()[-1])
+    # Its queue is not that of its workers.
+    queues = [stack.outputs()[name]
+              for name in ('BatchProcessingJobQueueName', 'BatchProcessingJobQueueMainName')]
+    jobs = [stack.client('batch').list_jobs(jobQueue=queue,
+                                            filters=[{'name': 'JOB_NAME', 'values': ['my-job']}])[
+        'jobSummaryList'] for queue in queues]
+    assert [len(each) for each in jobs] == [0, 1]
     wait_until(lambda: not stack.queues() and not stack.objects('runs/'))
 
 
@@ -164,13 +200,50 @@ def test_submit_without_waiting_says_the_job_id(tmp_path):
     stack = Stack().create().push('BatchECRMain', write_main(tmp_path, "print('hello')"))
     done = stack.run('submit.sh')
     assert done.returncode == 0 and 'Submitted job' in done.stderr
+    assert 'no image for the workers' in done.stderr
     assert re.fullmatch(r'[0-9a-f-]{36}\n', done.stdout)
     batch, job = stack.client('batch'), done.stdout.strip()
     wait_until(lambda: batch.describe_jobs(jobs=[job])['jobs'][0]['status'] == 'SUCCEEDED')
 
 
-def test_submit_without_a_main_image_says_what_to_do(stack):
+def test_submit_shows_the_whole_of_a_long_log(tmp_path):
+    """AWS gives it in pages, of which some are empty."""
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', write_main(
+        tmp_path, "for number in range(12000):\n    print('line', number, 'x' * 100)\n"))
     done = stack.run('submit.sh', '--wait')
-    assert done.returncode == 1
-    assert 'CannotPullContainer' in done.stderr
-    assert 'scripts/build.sh --main' in done.stderr.splitlines()[-1]
+    assert done.returncode == 0, done.stderr
+    assert [int(line.split()[1]) for line in done.stdout.splitlines()] == list(range(12000))
+
+
+def test_submit_without_a_main_image_starts_nothing(stack):
+    refuses(stack.run('submit.sh', '--wait'), 'no main image in stack .* scripts/build.sh --main SCRIPT')
+    assert not stack.client('batch').list_jobs(jobQueue=stack.outputs()['BatchProcessingJobQueueMainName'],
+                                               filters=[
+        {'name': 'JOB_NAME', 'values': ['*']}])['jobSummaryList']
+
+
+WITHOUT_WORKERS_OF_ITS_OWN = """
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        print('got', executor.submit(pow, int(sys.argv[1]), 2).result(), flush=True)
+"""
+
+
+def test_main_jobs_do_not_starve_their_workers(tmp_path):
+    """Three at once on a stack that has room for a single worker: each gets it in its turn."""
+    stack = Stack(MaxJobs=1, MaxVCPUS=1).create().push('BatchECR', ROOT / 'worker.py')
+    stack.push('BatchECRMain', write_main(tmp_path, WITHOUT_WORKERS_OF_ITS_OWN))
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        done = list(threads.map(lambda x: stack.run('submit.sh', '--wait', '--name', 'main-{}'.format(x),
+                                                    '--', x),
+                                range(3)))
+    assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
+    assert [each.stdout for each in done] == ['got {}\n'.format(x * x) for x in range(3)]
+
+
+def test_main_job_that_did_not_start_for_a_passing_reason_is_started_again(tmp_path):
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        stack.push('BatchECRMain', write_main(tmp_path, "print('hello')"))
+        local_aws('starts', {'fail': 1}, env=env)
+        done = stack.run('submit.sh', '--wait')
+        assert (done.returncode, done.stdout) == (0, 'hello\n'), done.stderr

@@ -3,8 +3,6 @@ The policies of the stack suffice for what a run does, and for no more.
 """
 import inspect
 import json
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import textwrap
 
 import rios_awsbatch
 from tests.conftest import (
-    load_template, ROOT, REGION, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws)
+    load_template, ROOT, SCRIPTS, REGION, PATIENCE, local_aws, run, succeeds, Stack, write_main, another_aws)
 
 
 ALLOWED = '''
@@ -24,10 +22,15 @@ ALLOWED = '''
         import boto3
         return boto3.client('sts', region_name=rios_awsbatch.REGION).get_caller_identity()['Arn']
 
-    def dies_once(x, marker):
-        if x == 3 and not os.path.exists(marker):
-            open(marker, 'w').close()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def dies_once(x, bucket, key):
+        import boto3
+        if x == 3:
+            s3 = boto3.client('s3', region_name=rios_awsbatch.REGION)
+            try:
+                s3.get_object(Bucket=bucket, Key=key)
+            except s3.exceptions.ClientError:
+                s3.put_object(Bucket=bucket, Key=key)
+                os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.1)
         return x
 
@@ -39,62 +42,75 @@ ALLOWED = '''
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         for total, doubled in executor.map(lambda x: (x.sum(), x * 2), [image] * 6, buffersize=3):
             assert total == image.sum() and (doubled == 2 * image).all()
-        assert list(executor.map(dies_once, range(12), [sys.argv[1]] * 12)) == list(range(12))
+        bucket, key = rios_awsbatch.getStackOutputs()['BatchBucket'], 'runs/dead-once-' + sys.argv[1]
+        assert list(executor.map(dies_once, range(12), [bucket] * 12, [key] * 12)) == list(range(12))
+        import boto3
+        s3 = boto3.client('s3', region_name=rios_awsbatch.REGION)
+        s3.get_object(Bucket=bucket, Key=key)
+        s3.delete_object(Bucket=bucket, Key=key)
         worker = executor.submit(who).result()
     try:
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
             executor.submit(fails).result()
     except rios_awsbatch.BrokenAWSBatchExecutor as error:
         broken = str(error)
-    with open(sys.argv[2], 'w') as answer:
-        json.dump({'main': who(), 'worker': worker, 'broken': broken}, answer)
+    print(json.dumps({'main': who(), 'worker': worker, 'broken': broken}), flush=True)
 '''
 
 
 def user_with_main_policy(stack):
-    """The environment of a user of AWS to whom exactly the policy for main scripts is attached; and the user's ARN."""
+    """The environment of a user to whom just the policy for main scripts is attached; and the user's ARN."""
     iam, name = stack.client('iam'), 'scientist-' + stack.name
     arn = iam.create_user(UserName=name)['User']['Arn']
     iam.attach_user_policy(UserName=name, PolicyArn=stack.outputs()['BatchMainPolicyArn'])
     key = iam.create_access_key(UserName=name)['AccessKey']
-    return dict(stack.env, AWS_ACCESS_KEY_ID=key['AccessKeyId'], AWS_SECRET_ACCESS_KEY=key['SecretAccessKey']), arn
+    return dict(stack.env, AWS_ACCESS_KEY_ID=key['AccessKeyId'],
+                AWS_SECRET_ACCESS_KEY=key['SecretAccessKey']), arn
 
 
-def log_of(stack, job):
-    events = stack.client('logs').get_log_events(logGroupName=stack.outputs()['BatchLogGroup'], startFromHead=True,
-                                                 logStreamName=job['container']['logStreamName'])['events']
-    return '\n'.join(event['message'] for event in events)
+def denials(stack, env):
+    """What was denied, but for what means only that an object is not there, to those who may not list."""
+    bucket = 'arn:aws:s3:::' + stack.outputs()['BatchBucket']
+    return [each for each in local_aws('iam', env=env)['denials']
+            if (each['action'], each['resource']) != ('s3:ListBucket', bucket)
+            and not (each['action'] == 's3:GetObject'
+                     and each['resource'].startswith(bucket + '/runs/dead-once-'))]
 
 
 def test_permissions_suffice(tmp_path):
-    """A user with the stack's policy, and the main job with its role, can do all that a run needs."""
+    """
+    A user with the stack's policy alone can run main scripts here and, with submit.sh, there, look at both
+    with status.sh and clean up; and the main job can run one with its role.
+    """
     with another_aws(tmp_path) as env:
         script = write_main(tmp_path, ALLOWED)
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', script)
+        outputs = stack.outputs()
         user, arn = user_with_main_policy(stack)
+        dead = '20260101T000000-0123abcd'
+        for end in ('in', 'out'):
+            stack.client('sqs').create_queue(QueueName='{}_{}_{}'.format(stack.name, dead, end))
+        stack.client('s3').put_object(Bucket=outputs['BatchBucket'], Key='runs/{}/call-1'.format(dead),
+                                      Body=b'x')
         local_aws('iam', {'enforced': True}, env=env)
-        names = [[str(tmp_path / (who + what)) for what in ('-killed', '-answer')] for who in ('user', 'job')]
-        batch, outputs = stack.client('batch'), stack.outputs()
-        job = batch.submit_job(
-            jobName='main', jobQueue=outputs['BatchProcessingJobQueueName'], containerOverrides={'command': names[1]},
-            jobDefinition=outputs['BatchProcessingJobDefinitionMainName'])['jobId']
-        done = subprocess.run([sys.executable, script, *names[0]], env=user, capture_output=True, text=True,
-                              timeout=PATIENCE)
-        assert done.returncode == 0, done.stderr
-        ended = wait_until(lambda: [each for each in batch.describe_jobs(jobs=[job])['jobs'] if each['status'] in (
-            'SUCCEEDED', 'FAILED')])
-        assert ended[0]['status'] == 'SUCCEEDED', log_of(stack, ended[0])
-        for killed, answer in names:
-            assert os.path.exists(killed)
-            said = json.loads(pathlib.Path(answer).read_text())
+        with subprocess.Popen([SCRIPTS / 'submit.sh', '--wait', '--', 'there'], env=user, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as there:
+            here = subprocess.run([sys.executable, script, 'here'], env=user, capture_output=True, text=True,
+                                  timeout=PATIENCE)
+            assert here.returncode == 0, here.stderr
+            out, err = there.communicate(timeout=PATIENCE)
+        assert there.returncode == 0, out + err
+        for text in (here.stdout, out):
+            said = json.loads(text.splitlines()[-1])
             role = '/{}/'.format(outputs['BatchJobRoleArn'].rpartition('/')[2])
             assert ':assumed-role/' in said['worker'] and role in said['worker']
             assert said['main'] == arn or 'MainRole' in said['main']
-            assert 'exit code 3' in said['broken'] and 'about to go' in said['broken']      # the tail of the log
+            # What Batch says, and the tail of the log.
+            assert 'exit code 3' in said['broken'] and 'about to go' in said['broken']
+        done = run('status.sh', '--clean', env=user)
+        assert 'Removed what was left of ' + dead in succeeds(done)
         assert not stack.queues() and not stack.objects('runs/')
-        # To look for an object that is gone counts as listing for those who may not list.
-        assert [each for each in local_aws('iam', env=env)['denials'] if (each['action'], each['resource']) != (
-            's3:ListBucket', 'arn:aws:s3:::' + outputs['BatchBucket'])] == []
+        assert denials(stack, env) == []
 
 
 FORBIDDEN = '''
@@ -128,7 +144,8 @@ def denied(service, operation, parameters):
     try:
         getattr(boto3.client(service, region_name=rios_awsbatch.REGION), operation)(**parameters)
     except botocore.exceptions.ClientError as error:
-        if error.response['Error']['Code'] in ('AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation'):
+        if error.response['Error']['Code'] in ('AccessDenied', 'AccessDeniedException',
+                                               'UnauthorizedOperation'):
             return None
         return repr(error)
     return 'was allowed'
@@ -139,7 +156,8 @@ def test_permissions_go_no_further(tmp_path):
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
         other = Stack(stack.name + '-2', env=env).create()
         mine, theirs = stack.outputs(), other.outputs()
-        queue = stack.client('sqs').create_queue(QueueName=other.name + '_20260101T000000-0123abcd_in')['QueueUrl']
+        queue = stack.client('sqs').create_queue(
+            QueueName=other.name + '_20260101T000000-0123abcd_in')['QueueUrl']
         foreign = stack.client('sqs').create_queue(QueueName='mine')['QueueUrl']
         for bucket in (mine['BatchBucket'], theirs['BatchBucket']):
             for key in ('mine', 'runs/x/call-1'):
@@ -153,19 +171,24 @@ def test_permissions_go_no_further(tmp_path):
             ['s3', 'put_object', {'Bucket': theirs['BatchBucket'], 'Key': 'runs/x/call-2', 'Body': 'x'}],
             ['s3', 'list_objects_v2', {'Bucket': theirs['BatchBucket']}],
             ['s3', 'list_buckets', {}],
-            ['s3', 'create_bucket', {'Bucket': 'another', 'CreateBucketConfiguration': {'LocationConstraint': REGION}}],
+            ['s3', 'create_bucket',
+             {'Bucket': 'another', 'CreateBucketConfiguration': {'LocationConstraint': REGION}}],
             ['s3', 'delete_bucket', {'Bucket': mine['BatchBucket']}],
             ['s3', 'delete_bucket_policy', {'Bucket': mine['BatchBucket']}],
-            ['sqs', 'receive_message', {'QueueUrl': queue}], ['sqs', 'receive_message', {'QueueUrl': foreign}],
-            ['sqs', 'send_message', {'QueueUrl': queue, 'MessageBody': 'x'}], ['sqs', 'delete_queue', {'QueueUrl': queue}],
+            ['sqs', 'receive_message', {'QueueUrl': queue}],
+            ['sqs', 'receive_message', {'QueueUrl': foreign}],
+            ['sqs', 'send_message', {'QueueUrl': queue, 'MessageBody': 'x'}],
+            ['sqs', 'delete_queue', {'QueueUrl': queue}],
             ['sqs', 'create_queue', {'QueueName': other.name + '_20260101T000000-0123abcd_out'}],
-            ['sqs', 'list_queues', {}],
             ['batch', 'submit_job', dict(job, jobQueue=theirs['BatchProcessingJobQueueName'])],
             ['batch', 'submit_job', dict(job, jobDefinition=theirs['BatchProcessingJobDefinitionName'])],
-            ['batch', 'submit_job', dict(job, jobDefinition=mine['BatchProcessingJobDefinitionMainName'])],
-            ['batch', 'register_job_definition', {'jobDefinitionName': 'x', 'type': 'container', 'containerProperties': {
+            ['batch', 'submit_job', dict(job, jobDefinition=theirs['BatchProcessingJobDefinitionMainName'])],
+            ['batch', 'submit_job', dict(job, jobQueue=theirs['BatchProcessingJobQueueMainName'])],
+            ['batch', 'register_job_definition',
+             {'jobDefinitionName': 'x', 'type': 'container', 'containerProperties': {
                 'image': 'x', 'vcpus': 1, 'memory': 128}}],
-            ['batch', 'update_job_queue', {'jobQueue': mine['BatchProcessingJobQueueName'], 'state': 'DISABLED'}],
+            ['batch', 'update_job_queue',
+             {'jobQueue': mine['BatchProcessingJobQueueName'], 'state': 'DISABLED'}],
             ['cloudformation', 'create_stack', {'StackName': 'another', 'TemplateBody': '{}'}],
             ['cloudformation', 'delete_stack', {'StackName': stack.name}],
             ['cloudformation', 'describe_stacks', {'StackName': other.name}],
@@ -173,26 +196,90 @@ def test_permissions_go_no_further(tmp_path):
             ['iam', 'create_access_key', {'UserName': 'scientist-' + stack.name}],
             ['iam', 'attach_user_policy', {'UserName': 'scientist-' + stack.name,
                                            'PolicyArn': 'arn:aws:iam::aws:policy/AdministratorAccess'}],
-            ['logs', 'get_log_events', {'logGroupName': theirs['BatchLogGroup'], 'logStreamName': 'worker/default/x'}],
+            ['logs', 'get_log_events',
+             {'logGroupName': theirs['BatchLogGroup'], 'logStreamName': 'worker/default/x'}],
             ['logs', 'delete_log_group', {'logGroupName': mine['BatchLogGroup']}],
             ['ecr', 'get_authorization_token', {}],
-            ['ecr', 'batch_delete_image', {'repositoryName': mine['BatchECR'], 'imageIds': [{'imageTag': 'latest'}]}],
-            ['ec2', 'describe_instances', {}], ['ec2', 'run_instances', {'MinCount': 1, 'MaxCount': 1, 'ImageId': 'ami-1'}]]
+            ['ecr', 'describe_images', {'repositoryName': theirs['BatchECR']}],
+            ['ecr', 'batch_delete_image',
+             {'repositoryName': mine['BatchECR'], 'imageIds': [{'imageTag': 'latest'}]}],
+            ['ec2', 'describe_instances', {}],
+            ['ec2', 'run_instances', {'MinCount': 1, 'MaxCount': 1, 'ImageId': 'ami-1'}]]
         worker = [
             ['sqs', 'create_queue', {'QueueName': stack.name + '_20260101T000000-0123abcd_in'}],
-            ['batch', 'submit_job', job], ['batch', 'list_jobs', {'jobQueue': mine['BatchProcessingJobQueueName']}],
+            ['sqs', 'list_queues', {}], ['ecr', 'describe_images', {'repositoryName': mine['BatchECR']}],
+            ['batch', 'submit_job', job],
+            ['batch', 'list_jobs', {'jobQueue': mine['BatchProcessingJobQueueName']}],
             ['batch', 'terminate_job', {'jobId': 'x', 'reason': 'x'}],
             ['cloudformation', 'describe_stacks', {'StackName': stack.name}],
-            ['logs', 'get_log_events', {'logGroupName': mine['BatchLogGroup'], 'logStreamName': 'worker/default/x'}]]
+            ['logs', 'get_log_events',
+             {'logGroupName': mine['BatchLogGroup'], 'logStreamName': 'worker/default/x'}]]
         user, _ = user_with_main_policy(stack)
         local_aws('iam', {'enforced': True}, env=env)
-        script = write_main(tmp_path, FORBIDDEN.format(denied=textwrap.indent(inspect.getsource(denied), '    ')))
-        done = subprocess.run([sys.executable, script, json.dumps({'main': both, 'worker': both + worker})], env=user,
+        script = write_main(tmp_path,
+                            FORBIDDEN.format(denied=textwrap.indent(inspect.getsource(denied), '    ')))
+        done = subprocess.run([sys.executable, script, json.dumps({'main': both, 'worker': both + worker})],
+                              env=user,
                               capture_output=True, text=True, timeout=PATIENCE)
         assert (done.returncode, done.stdout) == (0, ''), done.stdout + done.stderr
         # The owner could have done each of these.
         local_aws('iam', {'enforced': False}, env=env)
         assert other.status() == stack.status() == 'CREATE_COMPLETE'
+
+
+DATA = '''
+    import json
+
+{denied}
+
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        print(json.dumps(list(executor.map(denied, *zip(*json.loads(sys.argv[1]))))), flush=True)
+'''
+
+
+def test_workers_read_and_write_in_the_folders_that_were_given_and_nowhere_else(tmp_path):
+    """So does the main job. A folder is not its neighbour whose name begins alike."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env)
+        s3, buckets = stack.client('s3'), ('whole-' + stack.service, 'scenes-' + stack.service,
+                                           'results-' + stack.service)
+        whole, scenes, results = buckets
+        for bucket in buckets:
+            s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={'LocationConstraint': REGION})
+            for key in ('a/x', 'ab/x', 'x', 'b/x'):
+                s3.put_object(Bucket=bucket, Key=key, Body=b'x')
+        succeeds(run('create.sh', '--servicename', stack.service, '--wait', '--readbucket', whole,
+                     '--readbucket',
+                     's3://{}/a/'.format(scenes), '--writebucket', results + '/b', env=stack.env))
+        stack.push('BatchECR', ROOT / 'worker.py')
+
+        def get(bucket, key):
+            return ['s3', 'get_object', {'Bucket': bucket, 'Key': key}]
+
+        def put(bucket, key):
+            return ['s3', 'put_object', {'Bucket': bucket, 'Key': key, 'Body': 'y'}]
+
+        def listing(bucket, prefix=''):
+            return ['s3', 'list_objects_v2', {'Bucket': bucket, 'Prefix': prefix}]
+
+        allowed = [get(whole, 'x'), get(whole, 'a/x'), listing(whole), get(scenes, 'a/x'),
+                   listing(scenes, 'a/'),
+                   get(results, 'b/x'), put(results, 'b/x'), put(results, 'b/c/y'), listing(results, 'b/c'),
+                   ['s3', 'delete_object', {'Bucket': results, 'Key': 'b/x'}]]
+        refused = [put(whole, 'x'), get(scenes, 'x'), get(scenes, 'ab/x'), put(scenes, 'a/x'),
+                   listing(scenes),
+                   listing(scenes, 'ab/'), get(results, 'a/x'), put(results, 'x'), put(results, 'a/x'),
+                   put(results, 'bc/x'), listing(results),
+                   ['s3', 'delete_object', {'Bucket': scenes, 'Key': 'a/x'}]]
+        script = write_main(tmp_path, DATA.format(denied=textwrap.indent(inspect.getsource(denied), '    ')))
+        user, _ = user_with_main_policy(stack)
+        local_aws('iam', {'enforced': True}, env=env)
+        done = subprocess.run([sys.executable, script, json.dumps(allowed + refused)], env=user,
+                              capture_output=True,
+                              text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        answers = json.loads(done.stdout)
+        assert answers == ['was allowed'] * len(allowed) + [None] * len(refused), answers
 
 
 def test_policies_have_no_wildcard_that_aws_does_not_ask_for():
@@ -201,23 +288,28 @@ def test_policies_have_no_wildcard_that_aws_does_not_ask_for():
         'AWS::IAM::ManagedPolicy', 'AWS::IAM::Policy')]
     documents += [policy['PolicyDocument'] for item in resources if item['Type'] == 'AWS::IAM::Role'
                   for policy in item['Properties'].get('Policies', [])]
-    assert len(documents) == 4
+    assert len(documents) == 6
     for statement in (statement for document in documents for statement in document['Statement']):
         actions, targets = (item if isinstance(item, list) else [item]
                             for item in (statement['Action'], statement['Resource']))
         assert statement['Effect'] == 'Allow' and not any('*' in action for action in actions), statement
         for target in targets:
             if target == '*':
-                assert actions == ['batch:DescribeJobs', 'batch:ListJobs'], statement
+                # Service authorization reference: these have no resource.
+                assert set(actions) <= {'batch:DescribeJobs', 'batch:ListJobs', 'sqs:ListQueues',
+                                        'ecr:GetAuthorizationToken'}, statement
             else:
-                assert set(target) <= {'Ref', 'GetAtt', 'Sub', 'Split'}, statement      # something of this stack, or
-                if str(target.get('Sub')).endswith(':job/*'):                           # a job, which AWS names
+                # Something of this stack or of the user's, or
+                assert set(target) <= {'Ref', 'GetAtt', 'Sub', 'Split'}, statement
+                if str(target.get('Sub')).endswith(':job/*'):       # a job, which AWS names
                     assert actions == ['batch:TerminateJob']
                 elif 'Sub' in target:
-                    assert re.search(r'[{]AWS::StackName[}]|[{]Bucket.Arn[}]|[{]ServiceName[}]', target['Sub']), statement
+                    assert re.search(r'[{]AWS::StackName[}]|[{]Bucket.Arn[}]|[{]ServiceName[}]',
+                                     target['Sub']), statement
     # Jobs have these policies and no others.
     roles = {name: load_template()['Resources'][name]['Properties'] for name in ('JobRole', 'MainRole')}
-    assert 'ManagedPolicyArns' not in roles['JobRole'] and roles['MainRole']['ManagedPolicyArns'] == [{'Ref': 'MainPolicy'}]
+    assert 'ManagedPolicyArns' not in roles['JobRole']
+    assert roles['MainRole']['ManagedPolicyArns'] == [{'Ref': 'MainPolicy'}]
 
 
 # ---------------------------------------------------------------------------------------------

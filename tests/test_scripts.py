@@ -1,7 +1,8 @@
 """
 The promises of create.sh, modify.sh, delete.sh and status.sh, and of every script to a new user.
 
-Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS that refuses.
+Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS
+that refuses.
 """
 import concurrent.futures
 import contextlib
@@ -9,11 +10,13 @@ import http.server
 import itertools
 import json
 import os
+import pathlib
 import pty
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -21,8 +24,8 @@ import urllib.request
 import pytest
 
 from tests.conftest import (
-    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run, succeeds, refuses,
-    copy_of_the_tree, Stack, foreign_stack, start_long_run)
+    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, local_aws, pids, wait_until, run,
+    succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main)
 
 
 # Those a user runs against AWS, each with what it needs on its command line.
@@ -33,7 +36,8 @@ ON_AWS = ['create.sh', 'modify.sh', 'delete.sh', 'status.sh', 'build.sh', 'submi
 # Every script
 # ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('script', sorted(path.name for path in SCRIPTS.glob('*.sh') if os.access(path, os.X_OK)))
+@pytest.mark.parametrize('script',
+                         sorted(path.name for path in SCRIPTS.glob('*.sh') if os.access(path, os.X_OK)))
 def test_help_is_the_header(script):
     done = run(script, '--help')
     assert (done.returncode, done.stderr) == (0, '')
@@ -63,7 +67,8 @@ def test_unknown_options_are_refused(script):
     ('create.sh', ['--idletimeout', '29'], '--idletimeout must be a whole number from 30'),
     ('create.sh', ['--maindisk', '201'], '--maindisk must be a whole number from 21 to 200'),
     ('create.sh', ['--mainvcpus', '3'], '--mainvcpus must be one of 1, 2, 4, 8, 16, 32'),
-    ('create.sh', ['--mainmem', '4000'], r'Fargate does not have 4000 MiB .*--mainmem.*Nearest: 3072 or 4096\.'),
+    ('create.sh', ['--mainmem', '4000'],
+     r'Fargate does not have 4000 MiB .*--mainmem.*Nearest: 3072 or 4096\.'),
     ('create.sh', ['--fargate', '--vcpus', '3'], 'Fargate has 1, 2, 4, 8, 16 or 32 vCPUs, not 3'),
     ('create.sh', ['--fargate', '--mem', '1800'], r'Fargate does not have 1800 MiB .*--mem.*Nearest: 2048\.'),
     ('create.sh', ['--fargate', '--vcpus', '8', '--mem', '30000'], r'Nearest: 28672 or 32768\.'),
@@ -87,9 +92,9 @@ class Refuser(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers.get('Content-Length') or 0))
         self.server.asked += 1
-        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error><Type>Sender</Type>'
-                '<Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId></ErrorResponse>').format(
-                    *self.server.error[1:]).encode()
+        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error>'
+                '<Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId>'
+                '</ErrorResponse>').format(*self.server.error[1:]).encode()
         self.send_response(self.server.error[0])
         self.send_header('Content-Type', 'text/xml')
         self.send_header('Content-Length', str(len(body)))
@@ -107,7 +112,8 @@ def refusing_aws(status, code, message):
     server.error, server.asked = (status, code, message), 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server, {'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(server.server_port), 'AWS_MAX_ATTEMPTS': '1'}
+        yield server, {'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(server.server_port),
+                       'AWS_MAX_ATTEMPTS': '1'}
     finally:
         server.shutdown()
         server.server_close()
@@ -115,9 +121,11 @@ def refusing_aws(status, code, message):
 
 @pytest.mark.parametrize('script', ON_AWS)
 def test_expired_login_is_one_sentence(script, docker):
-    with refusing_aws(403, 'ExpiredToken', 'The security token included in the request is expired') as (server, env):
+    with refusing_aws(403, 'ExpiredToken',
+                      'The security token included in the request is expired') as (server, env):
         args = ['--yes'] if script == 'delete.sh' else []
-        refuses(run(script, *args, env=env, path=docker.path), "login has expired. Log in again.*'aws sso login'")
+        refuses(run(script, *args, env=env, path=docker.path),
+                "login has expired. Log in again.*'aws sso login'")
         assert server.asked == 1
     assert set(docker.verbs()) <= {'info'}
 
@@ -127,8 +135,10 @@ def test_expired_login_is_one_sentence(script, docker):
      'does not accept your credentials in region'),
     (403, 'SignatureDoesNotMatch', 'Signature expired: 20260101T000000Z is now earlier than ...',
      'clock of this computer is wrong'),
-    (403, 'AccessDenied', 'User: arn:aws:iam::1:user/me is not authorized to perform: cloudformation:DescribeStacks on '
-     'resource: x because no identity-based policy allows it', 'lacks a permission.*cloudformation:DescribeStacks'),
+    (403, 'AccessDenied',
+     'User: arn:aws:iam::1:user/me is not authorized to perform: cloudformation:DescribeStacks on '
+     'resource: x because no identity-based policy allows it',
+     'lacks a permission.*cloudformation:DescribeStacks'),
     (400, 'Throttling', 'Rate exceeded', 'fewer requests just now')])
 def test_refusal_of_aws_is_one_sentence(status, code, message, said):
     with refusing_aws(status, code, message) as (_, env):
@@ -142,9 +152,11 @@ NO_CREDENTIALS = {'AWS_ACCESS_KEY_ID': None, 'AWS_SECRET_ACCESS_KEY': None}
     (NO_CREDENTIALS, "no AWS credentials were found. Run 'aws configure'"),
     (dict(NO_CREDENTIALS, AWS_PROFILE='nosuch'), 'AWS_PROFILE names a profile that'),
     ({'RIOS_AWSBATCH_REGION': 'Sydney'}, "'Sydney' is not the name of an AWS region"),
-    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'},
+    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': 'http://127.0.0.1:9',
+      'AWS_MAX_ATTEMPTS': '1'},
      "cannot be reached in region 'ap-southwest-9'"),
-    ({'RIOS_AWSBATCH_REGION': 'us-east-1'}, "no stack 'RIOS' in region us-east-1.*RIOS_AWSBATCH_REGION.*create.sh")])
+    ({'RIOS_AWSBATCH_REGION': 'us-east-1'},
+     "no stack 'RIOS' in region us-east-1.*RIOS_AWSBATCH_REGION.*create.sh")])
 def test_wrong_settings_are_one_sentence(env, said):
     refuses(run('submit.sh', env=dict(env, RIOS_AWSBATCH_STACK='RIOS')), said)
 
@@ -154,7 +166,8 @@ def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
     tree = copy_of_the_tree(tmp_path / 'tree')
     tools = tmp_path / 'tools'
     tools.mkdir()
-    for name in ('bash', 'env', 'awk', 'sed', 'grep', 'cat', 'mktemp', 'rm', 'basename', 'dirname', 'tail', 'cut', 'tr'):
+    for name in ('bash', 'env', 'awk', 'sed', 'grep', 'cat', 'mktemp', 'rm', 'basename', 'dirname', 'tail',
+                 'cut', 'tr'):
         (tools / name).symlink_to(shutil.which(name))
     args = ['--yes'] if script == 'delete.sh' else []
     refuses(run(script, *args, root=tree, env={'PATH': '{}:{}'.format(tools, docker.path)}),
@@ -163,7 +176,7 @@ def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
 
 @pytest.mark.parametrize('fails, said', [
     (None, "'no-such-docker' is not installed. Install Docker"),
-    ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?',
+    ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon up?',
      'installed but not running. Start it'),
     ('permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock',
      "DOCKER='sudo docker'")])
@@ -180,7 +193,8 @@ def test_build_without_a_docker_that_works_is_one_sentence(fails, said, docker):
 def test_stack_of_somebody_else_is_left_alone(script, args, docker):
     other = foreign_stack()
     before = other.describe()
-    refuses(other.run(script, *args, path=docker.path), 'was not made by create.sh, so it is left alone. Choose another')
+    refuses(other.run(script, *args, path=docker.path),
+            'was not made by create.sh, so it is left alone. Choose another')
     assert other.describe() == before
     assert set(docker.verbs()) <= {'info'}
 
@@ -236,15 +250,20 @@ def test_options_of_create_reach_the_stack():
     stack = Stack()
     scenes, masks, results = make_buckets(stack, 'scenes', 'masks', 'results')
     done = stack.run(
-        'create.sh', '--servicename', stack.service, '--vcpus', 2, '--mem', 3000, '--maxjobs', 7, '--spot', '--volume', 50,
-        '--instancetype', 'c7g,m7g', '--az', REGION + 'c', '--az', REGION + 'a', '--mainvcpus', 2, '--mainmem', 5120,
-        '--readbucket', 's3://{}/'.format(scenes), '--readbucket', masks, '--writebucket', results, '--timeout', 7200,
-        '--idletimeout', 60, '--logdays', 7, '--tag', 'My project', '--keepwarm', 45, '--maindisk', 100, '--wait')
+        'create.sh', '--servicename', stack.service, '--vcpus', 2, '--mem', 3000, '--maxjobs', 7, '--spot',
+        '--volume', 50,
+        '--instancetype', 'c7g,m7g', '--az', REGION + 'c', '--az', REGION + 'a', '--mainvcpus', 2,
+        '--mainmem', 5120,
+        '--readbucket', 's3://{}/'.format(scenes), '--readbucket', masks, '--writebucket', results,
+        '--timeout', 7200,
+        '--idletimeout', 60, '--logdays', 7, '--tag', 'My project', '--keepwarm', 45, '--maindisk', 100,
+        '--wait')
     succeeds(done, "Stack '{}' is ready .*scripts/build.sh".format(stack.name))
     assert stack.status() == 'CREATE_COMPLETE'
     outputs = stack.outputs()
     assert OUTPUTS <= set(outputs) and all(outputs.values())
-    assert (outputs['BatchMaxJobs'], outputs['BatchVCPUS'], outputs['BatchArchitecture']) == ('7', '2', 'ARM64')
+    assert (outputs['BatchMaxJobs'], outputs['BatchVCPUS'], outputs['BatchArchitecture']) == ('7', '2',
+                                                                                              'ARM64')
     assert outputs['BatchMaxVCPUS'].startswith('14 vCPUs')
     assert outputs['BatchProcessingJobQueueName'] == stack.service + 'JobQueue'
     computers = environment_of(stack)['computeResources']
@@ -267,7 +286,8 @@ def test_options_of_create_reach_the_stack():
     assert (found['KeepWarm'], found['MainDisk'], found['ListBuckets']) == ('45', '100', '')
     assert outputs['BatchTag'] == 'My project'
     # And the same name again.
-    refuses(stack.run('create.sh'), "stack '{}' exists already .*modify.sh.*delete.sh.*--stackname".format(stack.name))
+    refuses(stack.run('create.sh'),
+            "stack '{}' exists already .*modify.sh.*delete.sh.*--stackname".format(stack.name))
 
 
 def needs(definition):
@@ -278,8 +298,10 @@ def test_main_job_is_on_demand_and_has_computers_of_its_own():
     """Whatever its workers are on."""
     stack = Stack(Spot='yes').create()
     queues = stack.client('batch').describe_job_queues(jobQueues=[
-        stack.outputs()[name] for name in ('BatchProcessingJobQueueArn', 'BatchProcessingJobQueueMainArn')])['jobQueues']
-    environments = {queue['jobQueueName']: queue['computeEnvironmentOrder'][0]['computeEnvironment'] for queue in queues}
+        stack.outputs()[name]
+        for name in ('BatchProcessingJobQueueArn', 'BatchProcessingJobQueueMainArn')])['jobQueues']
+    environments = {queue['jobQueueName']: queue['computeEnvironmentOrder'][0]['computeEnvironment']
+                    for queue in queues}
     workers, main = environments[stack.service + 'JobQueue'], environments[stack.service + 'JobQueueMain']
     assert workers == stack.outputs()['ComputeEnvironmentArn'] != main
     resources = stack.client('batch').describe_compute_environments(
@@ -287,22 +309,26 @@ def test_main_job_is_on_demand_and_has_computers_of_its_own():
     assert resources['type'] == 'FARGATE'
     definition = definition_of(stack, 'BatchProcessingJobDefinitionMainName')
     assert definition['platformCapabilities'] == ['FARGATE']
-    assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}      # a run may be longer than a worker lives
+    # A run may be longer than a worker lives.
+    assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}
 
 
 def test_fargate_takes_what_fargate_needs():
     stack = Stack()
-    succeeds(stack.run('create.sh', '--servicename', stack.service, '--fargate', '--spot', '--arm64', '--vcpus', 4, '--maxjobs',
+    succeeds(stack.run('create.sh', '--servicename', stack.service, '--fargate', '--spot', '--arm64',
+                       '--vcpus', 4, '--maxjobs',
                        5, '--wait'))
     resources = environment_of(stack)['computeResources']
     assert resources['type'] == 'FARGATE_SPOT' and int(resources['maxvCpus']) == 20
     # AWS refuses a Fargate environment with any of these.
-    assert not {'instanceTypes', 'instanceRole', 'allocationStrategy', 'launchTemplate', 'minvCpus', 'ec2Configuration',
+    assert not {'instanceTypes', 'instanceRole', 'allocationStrategy', 'launchTemplate', 'minvCpus',
+                'ec2Configuration',
                 'scalingPolicy', 'tags'} & {name for name, value in resources.items() if value}
     definition = definition_of(stack)
     container = definition['containerProperties']
     assert definition['platformCapabilities'] == ['FARGATE']
-    assert needs(definition) == {'VCPU': '4', 'MEMORY': '8192'}         # the least that Fargate has with 4 vCPUs
+    assert needs(definition) == {'VCPU': '4',
+                                 'MEMORY': '8192'}         # the least that Fargate has with 4 vCPUs
     assert container['networkConfiguration'] == {'assignPublicIp': 'ENABLED'}
     assert container['runtimePlatform'] == {'operatingSystemFamily': 'LINUX', 'cpuArchitecture': 'ARM64'}
     assert container['executionRoleArn'].startswith('arn:aws:iam::')
@@ -318,8 +344,8 @@ def test_instances_do_not_become_fargate(stack):
 
 
 @pytest.mark.parametrize('options, vcpus, said', [
-    ([], 10, ''),                                                                   # 1 vCPU, 1800 MiB fill c6i
-    (['--vcpus', 4], 40, ''),                                                       # so do 4 and 7200
+    ([], 10, ''),                       # 1 vCPU and 1800 MiB fill c6i
+    (['--vcpus', 4], 40, ''),           # so do 4 and 7200
     (['--mem', 2048], 20, '1 vCPUs and 2048 MiB .* on a c6i.large each takes 2 vCPUs'),
     (['--mem', 4096, '--instancetype', 'm6i,m7i'], 20, 'on a m[67]i.large each takes 2 vCPUs'),
     (['--mem', 3600, '--instancetype', 'm6i,m7i'], 10, ''),
@@ -336,10 +362,30 @@ def test_instances_have_room_for_as_many_workers_as_asked_for(options, vcpus, sa
     assert int(environment_of(stack)['computeResources']['maxvCpus']) == vcpus
 
 
+ALL_AT_ONCE = """
+with rios_awsbatch.AWSBatchExecutor(3) as executor:
+    executor.wait_for_workers(3)
+    print(list(executor.map(abs, [-1, -2, -3])), flush=True)
+"""
+
+
+@pytest.mark.parametrize('options', [['--mem', 2048], ['--fargate'], ['--fargate', '--spot', '--arm64']])
+def test_as_many_workers_run_at_once_as_were_asked_for(options, tmp_path):
+    """Also where each takes more than its vCPUs of an instance."""
+    stack = Stack()
+    done = stack.run('create.sh', '--servicename', stack.service, '--wait', '--maxjobs', 3, *options)
+    assert done.returncode == 0, done.stderr
+    stack.push('BatchECR', ROOT / 'worker.py')
+    done = subprocess.run([sys.executable, write_main(tmp_path, ALL_AT_ONCE)], env=stack.env, text=True,
+                          capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, '[1, 2, 3]\n'), done.stderr
+
+
 @pytest.mark.parametrize('options, said', [
     (['--instancetype', 'c7i,m7g'], 'not all of one architecture .*arm64, x86_64'),
     (['--instancetype', 'c99'], "no instance types 'c99'"),
-    (['--mem', 100000, '--instancetype', 'c7i.large'], "no instance of 'c7i.large' holds a worker of 1 vCPUs and 100000 MiB"),
+    (['--mem', 100000, '--instancetype', 'c7i.large'],
+     "no instance of 'c7i.large' holds a worker of 1 vCPUs and 100000 MiB"),
     (['--readbucket', 'there-is-no-such-bucket/folder'], "no bucket 'there-is-no-such-bucket'")])
 def test_create_refuses_what_would_never_run(options, said):
     stack = Stack()
@@ -350,8 +396,10 @@ def test_create_refuses_what_would_never_run(options, said):
 def test_folders_reach_the_policies_by_themselves():
     stack = Stack()
     scenes, results = make_buckets(stack, 'scenes', 'results')
-    succeeds(stack.run('create.sh', '--servicename', stack.service, '--readbucket', '/vsis3/{}/2026/'.format(scenes),
-                       '--writebucket', 's3://{}/ann/x/'.format(results), '--readbucket', results + '/ann/x', '--wait'))
+    succeeds(stack.run('create.sh', '--servicename', stack.service, '--readbucket',
+                       '/vsis3/{}/2026/'.format(scenes),
+                       '--writebucket', 's3://{}/ann/x/'.format(results), '--readbucket', results + '/ann/x',
+                       '--wait'))
     found = stack.parameters()
     assert found['ReadBuckets'] == 'arn:aws:s3:::{}/2026,arn:aws:s3:::{}/ann/x'.format(scenes, results)
     assert found['ListBuckets'] == 'arn:aws:s3:::{},arn:aws:s3:::{}'.format(scenes, results)
@@ -373,7 +421,8 @@ def test_create_without_options_makes_the_default_stack_in_all_zones(region):
     zones = [zone['ZoneName'] for zone in ec2.describe_availability_zones()['AvailabilityZones']]
     subnets = ec2.describe_subnets(Filters=[{'Name': 'vpc-id', 'Values': [outputs['VPC']]}])['Subnets']
     assert sorted(subnet['AvailabilityZone'] for subnet in subnets) == sorted(zones)
-    assert len({subnet['CidrBlock'] for subnet in subnets}) == len(zones) == {'us-east-1': 6, 'us-west-1': 2}[region]
+    assert len({subnet['CidrBlock'] for subnet in subnets}) == len(zones) == {'us-east-1': 6,
+                                                                              'us-west-1': 2}[region]
     for name, value in stack.parameters().items():
         if name not in ('ServiceName', 'AvailabilityZones'):
             assert value == str(template['Parameters'][name]['Default']), name
@@ -384,7 +433,7 @@ def test_create_names_the_first_resource_that_fails_and_leaves_nothing():
     stack.client('ecr').create_repository(repositoryName=stack.service + 'ecrmain')
     done = stack.run('create.sh', '--servicename', stack.service, '--wait')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert re.search('could not create stack .*first resource that failed was RepositoryMain .AWS::ECR::Repository.*exist',
+    assert re.search('could not create .*first resource that failed was RepositoryMain .AWS::ECR.*exist',
                      done.stderr), done.stderr
     assert 'RequestToken' not in done.stderr
     assert stack.status() in (None, 'ROLLBACK_COMPLETE')
@@ -402,10 +451,12 @@ def test_create_refuses_a_service_name_that_is_taken(stack):
 
 
 def test_modify_changes_what_is_given_and_nothing_else():
-    stack = Stack(MaxJobs=7, VCPUS=2, MaxVCPUS=14, Tag='mine', Spot='yes', ReadBuckets='arn:aws:s3:::scenes').create()
+    stack = Stack(MaxJobs=7, VCPUS=2, MaxVCPUS=14, Tag='mine', Spot='yes',
+                  ReadBuckets='arn:aws:s3:::scenes').create()
     before, outputs = stack.parameters(), stack.outputs()
-    succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none', '--wait'),
-             "Instances are replaced. Jobs that run may go on for five days(.|\n)*'{}' is changed".format(stack.name))
+    succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none',
+                       '--wait'),
+             "Instances are replaced. Jobs that run may go on(.|\n)*'{}' is changed".format(stack.name))
     expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', Spot='no', ReadBuckets='')
     assert stack.parameters() == expected
     after = stack.outputs()
@@ -432,7 +483,8 @@ def test_another_tag_keeps_the_environment(stack):
 
 
 def test_modify_with_nothing_to_change_says_so_and_succeeds(stack):
-    succeeds(stack.run('modify.sh', '--vcpus', 1, '--wait'), "nothing to change in stack '{}'".format(stack.name))
+    succeeds(stack.run('modify.sh', '--vcpus', 1, '--wait'),
+             "nothing to change in stack '{}'".format(stack.name))
 
 
 def test_modify_brings_an_older_stack_up_to_date(tmp_path, stack):
@@ -454,13 +506,15 @@ def test_modify_brings_an_older_stack_up_to_date(tmp_path, stack):
 def test_modify_that_fails_says_why_and_keeps_the_stack_as_it_was(tmp_path, stack):
     tree = copy_of_the_tree(tmp_path / 'tree')
     stack.client('ecr').create_repository(repositoryName=stack.service + 'taken')
-    another = '\n  Another:\n    Type: AWS::ECR::Repository\n    Properties: {RepositoryName: %staken}\n' % stack.service
+    another = '\n  Another:\n    Type: AWS::ECR::Repository\n    Properties: {{RepositoryName: {}taken}}\n'
     text = (tree / 'batch.yaml').read_text()
-    (tree / 'batch.yaml').write_text(text.replace('\nOutputs:\n', another + '\nOutputs:\n'))
+    text = text.replace('\nOutputs:\n', another.format(stack.service) + '\nOutputs:\n')
+    (tree / 'batch.yaml').write_text(text)
     before = stack.parameters()
     done = stack.run('modify.sh', '--maxjobs', 3, '--wait', root=tree)
     assert done.returncode == 1
-    assert re.search('could not update stack .*first resource that failed was Another', done.stderr), done.stderr
+    assert re.search('could not update stack .*first resource that failed was Another',
+                     done.stderr), done.stderr
     assert stack.status() == 'UPDATE_ROLLBACK_COMPLETE'
     assert stack.parameters() == before and stack.outputs()['BatchMaxJobs'] == '10'
 
@@ -473,7 +527,8 @@ def answer_on_a_terminal(stack, script, answer):
     """Run a script on a terminal and answer its question; (exit status, all it said)."""
     ours, theirs = pty.openpty()
     try:
-        process = subprocess.Popen([SCRIPTS / script, '--wait'], env=stack.env, stdin=theirs, stdout=subprocess.PIPE,
+        process = subprocess.Popen([SCRIPTS / script, '--wait'], env=stack.env, stdin=theirs,
+                                   stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True)
         os.write(ours, answer.encode() + b'\n')
         return process.communicate(timeout=PATIENCE)[0], process.returncode
@@ -498,7 +553,8 @@ def fill(stack, count):
     bucket = outputs['BatchBucket']
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={'Status': 'Enabled'})
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda n: s3.put_object(Bucket=bucket, Key='runs/x/{} "é"'.format(n), Body=b'x'), range(count)))
+        list(threads.map(lambda n: s3.put_object(Bucket=bucket, Key='runs/x/{} "é"'.format(n), Body=b'x'),
+                         range(count)))
     s3.put_object(Bucket=bucket, Key='mine', Body=b'1')
     s3.put_object(Bucket=bucket, Key='mine', Body=b'2')
     s3.delete_object(Bucket=bucket, Key='mine')
@@ -508,11 +564,12 @@ def fill(stack, count):
     for n in range(count // 10):
         ecr.put_image(repositoryName=outputs['BatchECR'], imageTag='v{}'.format(n), imageManifest=json.dumps(
             dict(MANIFEST, config={'digest': 'sha256:{:064x}'.format(n)})))
-    ecr.put_image(repositoryName=outputs['BatchECRMain'], imageTag='latest', imageManifest=json.dumps(MANIFEST))
+    ecr.put_image(repositoryName=outputs['BatchECRMain'], imageTag='latest',
+                  imageManifest=json.dumps(MANIFEST))
 
 
 def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
-    """Jobs that run, queues of runs, versions, images, an attached policy; beside it a stack whose name begins alike."""
+    """Jobs, queues, versions, images, an attached policy; beside it a stack whose name begins alike."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     other = Stack(stack.name + '-2').create()
     fill(stack, 1010)       # more than AWS lists in one answer
@@ -538,8 +595,44 @@ def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
     assert len(other.queues()) == 3 and len(other.objects('runs/')) == 10
     ecr = other.client('ecr')
     assert len(ecr.list_images(repositoryName=other.outputs()['BatchECR'], maxResults=1000)['imageIds']) == 1
-    assert [item['PolicyArn'] for item in iam.list_attached_user_policies(UserName=user)['AttachedPolicies']] == [
+    assert [item['PolicyArn']
+            for item in iam.list_attached_user_policies(UserName=user)['AttachedPolicies']] == [
         other.outputs()['BatchMainPolicyArn']]
+
+
+ENDS_LATE = """
+import signal
+import boto3
+
+def late(*_):
+    time.sleep(5)
+    boto3.client('s3', region_name=rios_awsbatch.REGION).put_object(
+        Bucket=os.environ['RIOSBucket'], Key='runs/late-{}'.format(os.getpid()), Body=b'x')
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, late)
+time.sleep(600)
+"""
+
+
+def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path):
+    """The parent of an array is PENDING while its children run, and main jobs are on a queue of their own."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', write_main(tmp_path, ENDS_LATE))
+        stack.push('BatchECRMain', tmp_path / 'main.py')
+        batch, outputs = stack.client('batch'), stack.outputs()
+        bucket = {'name': 'RIOSBucket', 'value': outputs['BatchBucket']}
+        for kind, more in (('', {'arrayProperties': {'size': 2}}), ('Main', {})):
+            batch.submit_job(jobName='job', jobQueue=outputs['BatchProcessingJobQueue{}Name'.format(kind)],
+                             jobDefinition=outputs['BatchProcessingJobDefinition{}Name'.format(kind)],
+                             containerOverrides={'environment': [bucket]}, **more)
+        wait_until(lambda: len(local_aws('jobs', env=env)['jobs']) == 3)
+        time.sleep(5)       # until they know what to do when they are told to end
+        said = succeeds(stack.run('delete.sh', '--yes', '--wait'), 'Stopped 1 jobs.\nStopped 1 jobs.')
+        assert 'Deleted 3 objects from bucket ' + outputs['BatchBucket'] in said
+        assert stack.status() is None and not local_aws('jobs', env=env)['jobs']
+        buckets = stack.client('s3').list_buckets()['Buckets']
+        assert outputs['BatchBucket'] not in [item['Name'] for item in buckets]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -556,15 +649,18 @@ def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tm
     s3.put_object(Bucket=bucket, Key='runs/notes.txt', Body=b'not of a run')
     try:
         wait_until(lambda: not pids(dead_run, stack.env))
-        renewed = s3.head_object(Bucket=bucket, Key='runs/{}/lease'.format(dead_run))['LastModified'].timestamp()
+        renewed = s3.head_object(Bucket=bucket,
+                                 Key='runs/{}/lease'.format(dead_run))['LastModified'].timestamp()
         wait_until(lambda: time.time() > renewed + 1.5 * QUICK['LEASE_SECONDS'] + 1)
-        said = succeeds(stack.run('status.sh'), 'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
+        said = succeeds(stack.run('status.sh'),
+                        'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
         for name, value in stack.outputs().items():
             assert re.search(r'{} +{}\n'.format(name, re.escape(value)), said)
         assert 'worker: of unknown kind, pushed 0 min ago' in said.replace('1 min', '0 min')
         assert 'main: none yet (scripts/build.sh --main SCRIPT builds it)' in said
         in_progress, _, left = said.partition('Runs in progress\n')[2].partition('Left behind by dead runs\n')
-        assert re.match(r'  {}  began \d+ min ago: jobs 1, queues 2, objects \d+ '.format(living_run), in_progress)
+        assert re.match(r'  {}  began \d+ min ago: jobs 1, queues 2, objects \d+ '.format(living_run),
+                        in_progress)
         assert re.match(r'  {}  began \d+ min ago: jobs 0, queues 2, objects \d+ '.format(dead_run), left)
         assert dead_run not in in_progress and living_run not in left and '--clean' in left
         assert re.search(r'Jobs on .*\n  RUNNING    2\n  FAILED     2\n', said), said
@@ -587,14 +683,16 @@ def test_status_says_why_a_stack_failed():
     stack.client('ecr').create_repository(repositoryName=stack.service + 'ecrmain')
     with pytest.raises(AssertionError):
         stack.create()
-    succeeds(stack.run('status.sh'), 'ROLLBACK_COMPLETE\n  Why: the first resource that failed was RepositoryMain')
+    succeeds(stack.run('status.sh'),
+             'ROLLBACK_COMPLETE\n  Why: the first resource that failed was RepositoryMain')
 
 
 def lease(stack, run, began, now, **numbers):
     """What a main script writes while it renews its lease."""
     stack.client('s3').put_object(
         Bucket=stack.outputs()['BatchBucket'], Key='runs/{}/lease'.format(run), Body=json.dumps(dict(
-            {'host': 'laptop', 'pid': 1, 'seconds': 180, 'began': began, 'now': now, 'workers': 4, 'workers_up': 3,
+            {'host': 'laptop', 'pid': 1, 'seconds': 180, 'began': began, 'now': now, 'workers': 4,
+             'workers_up': 3,
              'vcpus': 2}, **numbers)))
 
 
@@ -603,16 +701,20 @@ def test_watching_shows_how_far_each_run_is(stack):
     now = time.time()
     run_id = time.strftime('%Y%m%dT%H%M%S-0123abcd', time.gmtime(now - 7200))
     lease(stack, run_id, now - 7200, now, done=100, outstanding=300)
-    process = subprocess.Popen([SCRIPTS / 'status.sh', '--watch'], env=stack.env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([SCRIPTS / 'status.sh', '--watch'], env=stack.env, stdout=subprocess.PIPE,
+                               text=True)
     try:
         said = ''.join(process.stdout.readline() for _ in range(3))
-        assert re.search(r'{}  began 2 h 0 min ago\n    3 of 4 workers, 100 blocks done, 300 to do, 0.014 blocks/s, '
-                         r'\d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
-        lease(stack, run_id, now - 7200, now + 10, done=180, outstanding=220)       # 8 a second since the last look
+        assert re.search(r'{}  began 2 h 0 min ago\n    3 of 4 workers, 100 blocks done, 300 to do, '
+                         r'0.014 blocks/s, \d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
+        lease(stack, run_id, now - 7200, now + 10, done=180,
+              outstanding=220)       # 8 a second since the last look
         said = ''.join(process.stdout.readline() for _ in range(3))
         assert '180 blocks done, 220 to do, 8 blocks/s, 28 s left' in said, said
-        stack.client('s3').delete_object(Bucket=stack.outputs()['BatchBucket'], Key='runs/{}/lease'.format(run_id))
-        assert process.stdout.readline().startswith('Runs on stack') and process.stdout.readline() == '  none\n'
+        stack.client('s3').delete_object(Bucket=stack.outputs()['BatchBucket'],
+                                         Key='runs/{}/lease'.format(run_id))
+        assert process.stdout.readline().startswith('Runs on stack')
+        assert process.stdout.readline() == '  none\n'
     finally:
         process.send_signal(signal.SIGINT)
         process.stdout.close()
@@ -623,9 +725,53 @@ def test_status_says_that_an_image_is_of_the_wrong_kind(stack):
     ecr, repository = stack.client('ecr'), stack.outputs()['BatchECR']
     for tag in ('latest', 'arm64'):
         ecr.put_image(repositoryName=repository, imageTag=tag, imageManifest=json.dumps(MANIFEST))
-    succeeds(stack.run('status.sh'), r'worker: arm64, pushed \d min ago\n    but the stack.s computers run amd64')
+    succeeds(stack.run('status.sh'),
+             r'worker: arm64, pushed \d min ago\n    but the stack.s computers run amd64')
 
 
 # ---------------------------------------------------------------------------------------------
 # The stack of RIOS 1.4
 # ---------------------------------------------------------------------------------------------
+
+def stack_template_of_rios_14():
+    """batch.yaml of RIOS 1.4, where RIOS_SRC names a checkout of it."""
+    for folder in filter(None, os.environ.get('RIOS_SRC', '').split(os.pathsep)):
+        template = pathlib.Path(folder) / 'rios' / 'parallel' / 'aws' / 'templates' / 'batch.yaml'
+        if template.exists():
+            return template
+    return None
+
+
+# As the README has it.
+DELETE_THE_STACK_OF_RIOS_14 = """
+for name in riosecr riosecrmain; do aws ecr delete-repository --force --repository-name $name; done
+aws s3 rb --force s3://$(aws cloudformation describe-stacks --stack-name {name} --output text \\
+    --query "Stacks[0].Outputs[?OutputKey=='BatchBucket'].OutputValue")
+aws cloudformation delete-stack --stack-name {name}
+aws cloudformation wait stack-delete-complete --stack-name {name}
+"""
+
+
+@pytest.mark.skipif(not stack_template_of_rios_14(), reason='needs RIOS 1.4 in RIOS_SRC')
+def test_stack_of_rios_14_goes_as_the_readme_says(tmp_path):
+    with another_aws(tmp_path) as env:
+        # moto wants ARNs of roles, and a retry strategy.
+        text = stack_template_of_rios_14().read_text()
+        text = text.replace('          Ref: IamInstanceProfile', '          !GetAtt IamInstanceProfile.Arn')
+        text = text.replace('        Ref: BatchServiceRole', '        !GetAtt BatchServiceRole.Arn')
+        template = tmp_path / 'batch.yaml'
+        template.write_text(text.replace('      Type: container\n',
+                                         '      Type: container\n      RetryStrategy: {Attempts: 1}\n'))
+        old = Stack('RIOS', 'rios', env=env).create(template)
+        old.client('s3').put_object(Bucket=old.outputs()['BatchBucket'], Key='block_0_0_in.pkl', Body=b'x')
+        old.client('ecr').put_image(repositoryName='riosecr', imageTag='latest',
+                                    imageManifest=json.dumps(MANIFEST))
+        for script in ('create.sh', 'delete.sh', 'modify.sh'):
+            refuses(old.run(script), "stack 'RIOS' .* was made by RIOS 1.4, so it is left alone. README.md")
+        refuses(run('create.sh', '--stackname', 'mine', env=old.env),
+                'perhaps that of RIOS 1.4, has the service name')
+        done = subprocess.run(['bash', '-euc', DELETE_THE_STACK_OF_RIOS_14.format(name='RIOS')], text=True,
+                              env=dict(old.env, AWS_DEFAULT_REGION=REGION), capture_output=True,
+                              timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        succeeds(old.run('create.sh', '--wait'), 'is ready')

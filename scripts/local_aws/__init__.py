@@ -1,8 +1,9 @@
 """An AWS on this machine, for the demo, the tests and the benchmark.
 
-moto keeps the state of S3, SQS, CloudFormation, ECR, IAM, STS, EC2, Batch and CloudWatch Logs. This package serves
-it over HTTP on the loopback address, and replaces the few places where moto is untrue to AWS or too slow to
-measure anything with. Each room says in its first lines what moto does by itself, what is added, and why:
+moto keeps the state of S3, SQS, CloudFormation, ECR, IAM, STS, EC2, Batch and CloudWatch Logs. This package
+serves it over HTTP on the loopback address, and replaces the few places where moto is untrue to AWS or too
+slow to measure anything with. Each room says in its first lines what moto does by itself, what is added, and
+why:
 
     front           HTTP with keep-alive; each request counted, delayed, failed, allowed, carried out
     control         GET and POST under /_local/, for the tests
@@ -22,8 +23,8 @@ measure anything with. Each room says in its first lines what moto does by itsel
 
     python scripts/local_aws serve PORT-FILE     serve until SIGTERM; the port is written to PORT-FILE
     python scripts/local_aws push OUTPUT FILE [NAME=VALUE...]
-                                                 put an image `latest` whose entry point is FILE into the repository
-                                                 that this output of the stack names, with environment variables
+        put an image `latest` whose entry point is FILE into the repository that this output of the stack
+        names, with environment variables
 """
 import os
 

@@ -24,16 +24,17 @@ def push(output, path, *variables):
     """Put an image `latest` whose entry point is that file into ECR: what `docker push` leaves there."""
     import boto3
     session = boto3.Session(region_name=os.environ['RIOS_AWSBATCH_REGION'])
-    stack = session.client('cloudformation').describe_stacks(StackName=os.environ['RIOS_AWSBATCH_STACK'])['Stacks'][0]
-    repository = next(item['OutputValue'] for item in stack['Outputs'] if item['OutputKey'] == output)
+    stacks = session.client('cloudformation').describe_stacks(StackName=os.environ['RIOS_AWSBATCH_STACK'])
+    outputs = {item['OutputKey']: item['OutputValue'] for item in stacks['Stacks'][0]['Outputs']}
     image = {'path': os.path.abspath(path), 'variables': dict(item.split('=', 1) for item in variables)}
-    with urllib.request.urlopen(os.environ['AWS_ENDPOINT_URL'] + '/_local/images', json.dumps(image).encode()) as answer:
+    control = os.environ['AWS_ENDPOINT_URL'] + '/_local/images'
+    with urllib.request.urlopen(control, json.dumps(image).encode()) as answer:
         made = json.load(answer)
     manifest = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json',
                 'config': {'mediaType': 'application/vnd.oci.image.config.v1+json', 'size': 0,
                            'digest': made['digest']}, 'layers': [], 'annotations': made['annotations']}
-    session.client('ecr').put_image(
-        repositoryName=repository.rpartition('/')[2], imageManifest=json.dumps(manifest), imageTag='latest')
+    session.client('ecr').put_image(repositoryName=outputs[output].rpartition('/')[2], imageTag='latest',
+                                    imageManifest=json.dumps(manifest))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 """Jobs, and what users ask about them.
 
-moto knows compute environments, queues and job definitions, and is asked about those. Its jobs want Docker, run as
-soon as they are submitted, and have neither children that fail alone nor rules for retries: they are replaced here
-(what users ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a time-out below 60 s,
-more than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's model of Batch, and the
-Batch User Guide ("Job states", "Array jobs", "Automated job retries", "Job timeouts").
-"""
+moto knows compute environments, queues and job definitions, and is asked about those. Its jobs want Docker,
+run as soon as they are submitted, and have neither children that fail alone nor rules for retries: they are
+replaced here (what users ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a
+time-out below 60 s, more than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's
+model of Batch, and the Batch User Guide ("Job states", "Array jobs", "Automated job retries", "Job
+timeouts")."""
 import collections
 import fnmatch
 import json
@@ -40,7 +40,8 @@ def named(pairs):
 
 def refuse(what):
     """Raise the error of a bad request."""
-    raise AwsError('ClientException', f'Error executing request, Exception : {what}, RequestId: {uuid.uuid4()}')
+    raise AwsError('ClientException',
+                   f'Error executing request, Exception : {what}, RequestId: {uuid.uuid4()}')
 
 
 def needs_of(*sources):
@@ -97,8 +98,6 @@ class Job:
         overrides = request.get('containerOverrides') or {}
         self.properties = properties = definition.container_properties
         self.command = overrides.get('command') or properties.get('command') or []
-        parameters = {**definition.parameters, **(request.get('parameters') or {})}
-        self.command = [re.sub(r'Ref::(\w+)', lambda m: parameters.get(m[1], m[0]), word) for word in self.command]
         self.environment = {**named(properties.get('environment')), **named(overrides.get('environment'))}
         self.vcpus, self.memory = needs_of(properties, overrides)
         self.retry = request.get('retryStrategy') or definition.retry_strategy or {}
@@ -112,11 +111,10 @@ class Job:
 
     def summary(self):
         """As ListJobs shows it."""
-        answer = {'jobArn': self.arn, 'jobId': self.id, 'jobName': self.request['jobName'], 'createdAt': self.created,
-                  'status': self.status, 'jobDefinition': self.definition.arn}
-        for name, value in (('statusReason', self.reason), ('startedAt', self.started), ('stoppedAt', self.stopped)):
-            if value is not None:
-                answer[name] = value
+        answer = {'jobArn': self.arn, 'jobId': self.id, 'jobName': self.request['jobName'],
+                  'createdAt': self.created, 'status': self.status, 'jobDefinition': self.definition.arn,
+                  'statusReason': self.reason, 'startedAt': self.started, 'stoppedAt': self.stopped}
+        answer = {name: value for name, value in answer.items() if value is not None}
         if self.stop_reason is not None:
             answer['isCancelled' if self.cancelled else 'isTerminated'] = True
         if self.children:
@@ -130,17 +128,16 @@ class Job:
 
     def description(self):
         """As DescribeJobs shows it."""
-        container = {name: self.properties[name] for name in (
-            'image', 'jobRoleArn', 'executionRoleArn', 'logConfiguration', 'volumes', 'mountPoints', 'ulimits',
-            'secrets', 'networkConfiguration', 'fargatePlatformConfiguration', 'runtimePlatform', 'ephemeralStorage')
-            if name in self.properties}
-        container.update(command=self.command, networkInterfaces=[],
-                         environment=[{'name': name, 'value': value} for name, value in self.environment.items()],
-                         resourceRequirements=[{'type': 'VCPU', 'value': f'{self.vcpus:g}'},
-                                               {'type': 'MEMORY', 'value': str(self.memory)}], **self.container)
+        container = dict(self.properties)
+        container.pop('vcpus', container.pop('memory', None))
+        needs = {'VCPU': f'{self.vcpus:g}', 'MEMORY': str(self.memory)}
+        container.update(
+            command=self.command, networkInterfaces=[], **self.container,
+            environment=[{'name': name, 'value': value} for name, value in self.environment.items()],
+            resourceRequirements=[{'type': name, 'value': value} for name, value in needs.items()])
         answer = {'isCancelled': False, 'isTerminated': False, **self.summary(), 'jobQueue': self.queue.arn,
                   'attempts': self.attempts, 'container': container,
-                  'dependsOn': self.request.get('dependsOn') or [], 'parameters': self.request.get('parameters') or {},
+                  'dependsOn': [], 'parameters': self.request.get('parameters') or {},
                   'tags': self.backend.list_tags_for_resource(self.arn),
                   'platformCapabilities': self.definition.platform_capabilities or ['EC2']}
         if self.retry:
@@ -154,17 +151,17 @@ class Job:
         return answer
 
     def may_retry(self, status_reason):
-        """Whether Batch tries again after this attempt: the first rule that matches decides; never after a time-out."""
+        """Whether Batch tries again after this attempt: the first rule that matches decides."""
         if status_reason == TIMED_OUT or self.stop_reason is not None:
             return False
         if len(self.attempts) >= int(self.retry.get('attempts', 1)):
             return False
         code = self.container.get('exitCode')
-        facts = {'onExitCode': '' if code is None else str(code), 'onReason': self.container.get('reason', ''),
-                 'onStatusReason': status_reason}
+        facts = {'onExitCode': '' if code is None else str(code), 'onStatusReason': status_reason,
+                 'onReason': self.container.get('reason', '')}
         for rule in self.retry.get('evaluateOnExit') or []:
             asked = [(rule[name], facts[name]) for name in facts if name in rule]
-            if all(fact.startswith(want[:-1]) if want.endswith('*') else fact == want for want, fact in asked):
+            if all(fnmatch.fnmatchcase(fact, want) for want, fact in asked):
                 return rule['action'].lower() == 'retry'
         return True
 
@@ -181,15 +178,13 @@ class Batch:
         if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,127}', name, re.ASCII):
             refuse('Job name should match valid pattern')
         definition = backend.get_job_definition(request.get('jobDefinition', ''))
-        if definition is None:
+        if definition is None or definition.status != 'ACTIVE':
             refuse(f'JobDefinition {request.get("jobDefinition")} not found')
-        if definition.status != 'ACTIVE':
-            refuse(f'JobDefinition {request["jobDefinition"]} is not ACTIVE')
         queue = backend.get_job_queue(request.get('jobQueue', ''))
-        if queue is None:
-            refuse(f'JobQueue {request.get("jobQueue")} not found')
-        if queue.state != 'ENABLED':
-            refuse(f'JobQueue {queue.name} is not ENABLED')
+        if queue is None or queue.state != 'ENABLED':
+            refuse(f'JobQueue {request.get("jobQueue")} not found, or not ENABLED')
+        if request.get('dependsOn'):
+            refuse('the local AWS has no dependsOn')
         size = (request.get('arrayProperties') or {}).get('size')
         if size is not None and not 2 <= size <= MAX_ARRAY:
             refuse(f'Array size must be between 2 and {MAX_ARRAY}')
@@ -197,8 +192,8 @@ class Batch:
         capabilities = definition.platform_capabilities or ['EC2']
         check_platform(capabilities, definition.container_properties, request.get('containerOverrides') or {})
         if is_fargate(queue.environments[0]) != ('FARGATE' in capabilities):
-            refuse(f'Job definition {definition.name} has platform capabilities {capabilities}, which the compute '
-                   f'environments of job queue {queue.name} do not have')
+            refuse(f'Job definition {definition.name} has platform capabilities {capabilities}, which the '
+                   f'compute environments of job queue {queue.name} do not have')
         job = Job(backend, queue, definition, request)
         job.children = [Job(backend, queue, definition, request, job, index) for index in range(size or 0)]
         if request.get('tags'):
@@ -225,31 +220,24 @@ class Batch:
                 queue = backend.get_job_queue(request.get('jobQueue', ''))
                 if queue is None:
                     refuse(f'JobQueue {request.get("jobQueue")} not found')
-                jobs = [job for job in self.scheduler.jobs.values() if job.queue is queue and job.parent is None]
-            filters = request.get('filters') or []
-            if not filters:
-                # AWS lists only the running jobs unless told otherwise; the parent of an array is never among them.
+                jobs = [job for job in self.scheduler.jobs.values() if job.queue is queue and not job.parent]
+            if 'filters' not in request:
+                # The running ones unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
-            for rule in filters:
-                facts = {'JOB_NAME': lambda job: job.request['jobName'].lower(),
-                         'JOB_DEFINITION': lambda job: job.definition.name.lower()}[rule['name']]
-                jobs = [job for job in reversed(jobs) if any(
-                    fnmatch.fnmatchcase(facts(job), value.lower()) for value in rule['values'])]
+            for rule in request.get('filters') or []:
+                matches = {'JOB_NAME': lambda job, value: fnmatch.fnmatchcase(
+                               job.request['jobName'].lower(), value.lower()),
+                           'JOB_DEFINITION': lambda job, value: fnmatch.fnmatchcase(job.definition.name, value),
+                           'AFTER_CREATED_AT': lambda job, value: job.created > int(value)}[rule['name']]
+                jobs = [job for job in reversed(jobs) if any(matches(job, value) for value in rule['values'])]
             first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)
             answer = {'jobSummaryList': [job.summary() for job in jobs[first:first + count]]}
             if len(jobs) > first + count:
                 answer['nextToken'] = str(first + count)
             return answer
 
-    def terminate(self, _, request):
-        """TerminateJob"""
-        return self._stop(request, True)
-
-    def cancel(self, _, request):
-        """CancelJob, for what has not been started"""
-        return self._stop(request, False)
-
-    def _stop(self, request, running_too):
+    def stop(self, request, running_too):
+        """TerminateJob, and CancelJob for what has not been started"""
         if not request.get('jobId') or not request.get('reason'):
             refuse('jobId and reason must be given')
         with self.scheduler.lock:
@@ -263,11 +251,12 @@ class Batch:
         from moto.batch.models import EC2_INSTANCE_FAMILIES, BatchBackend, JobQueue
         from moto.batch.responses import BatchResponse
 
-        def answer(work):
-            return lambda response: json.dumps(work(response.batch_backend, json.loads(response.body or '{}')))
-        for name, work in (('submitjob', self.submit), ('describejobs', self.describe), ('listjobs', self.list),
-                           ('terminatejob', self.terminate), ('canceljob', self.cancel)):
-            setattr(BatchResponse, name, answer(work))
+        for name, work in (('submitjob', self.submit), ('describejobs', self.describe),
+                           ('listjobs', self.list),
+                           ('terminatejob', lambda _, request: self.stop(request, True)),
+                           ('canceljob', lambda _, request: self.stop(request, False))):
+            setattr(BatchResponse, name, lambda response, work=work: json.dumps(
+                work(response.batch_backend, json.loads(response.body or '{}'))))
         # Batch's own names for groups of instance families.
         EC2_INSTANCE_FAMILIES.extend(['optimal', 'default_x86_64', 'default_arm64'])
         moto_delete, moto_register = BatchBackend.delete_job_queue, BatchBackend.register_job_definition
@@ -280,14 +269,11 @@ class Batch:
                     self.scheduler.stop(job, 'Job queue deleted')
             moto_delete(backend, queue_name)
 
-        def register(backend, def_name, parameters, _type, tags, retry_strategy, container_properties,
-                     node_properties, eks_properties, timeout, platform_capabilities, propagate_tags):
-            check_rules(retry_strategy, timeout)
-            check_platform(platform_capabilities, container_properties)
-            made = moto_register(
-                backend, def_name, parameters, _type, tags, retry_strategy, container_properties, node_properties,
-                eks_properties, timeout, platform_capabilities, propagate_tags)
-            made.platform_capabilities = platform_capabilities      # moto keeps those of the revision before
+        def register(backend, **given):
+            check_rules(given['retry_strategy'], given['timeout'])
+            check_platform(given['platform_capabilities'], given['container_properties'])
+            made = moto_register(backend, **given)
+            made.platform_capabilities = given['platform_capabilities']     # moto keeps the former ones
             return made
 
         def with_limits(name):
@@ -303,5 +289,6 @@ class Batch:
         with_limits('createjobqueue')
         with_limits('updatejobqueue')
         JobQueue.limits = ()
-        JobQueue.describe = lambda queue: {**moto_describe(queue), 'jobStateTimeLimitActions': list(queue.limits)}
+        JobQueue.describe = lambda queue: {
+            **moto_describe(queue), 'jobStateTimeLimitActions': list(queue.limits)}
         BatchBackend.delete_job_queue, BatchBackend.register_job_definition = delete_job_queue, register

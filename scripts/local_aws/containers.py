@@ -1,16 +1,16 @@
 """Images, and the processes that stand for containers.
 
-moto runs jobs in Docker, which is not at hand on every machine, nor is the worker image quick to build. Here an image
-is what `push` puts into ECR: a manifest whose annotations name an entry point, a copy of the modules as they were
-when it was pushed, and environment variables. Its tag is looked up whenever a container starts, as ECS does
-(Amazon ECS developer guide, "ECS_IMAGE_PULL_BEHAVIOR": default), so `latest` may change between two attempts. A
-container is a session of processes with a disk of its own (see `disk`), the environment that AWS gives it, an
-exit code and a log stream.
+moto runs jobs in Docker, which is not at hand on every machine, nor is the worker image quick to build. Here
+an image is what `push` puts into ECR: a manifest whose annotations name an entry point, a copy of the modules
+as they were when it was pushed, and environment variables. Its tag is looked up whenever a container starts,
+as ECS does (Amazon ECS developer guide, "ECS_IMAGE_PULL_BEHAVIOR": default), so `latest` may change between
+two attempts. A container is a session of processes with a disk of its own (see `disk`), the environment that
+AWS gives it, an exit code and a log stream.
 
-Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is what AWS sets and the only one of its kind
-that GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@" in ours
-makes that a user name, and this AWS the host.
-"""
+Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is what AWS sets and the only one of its
+kind that GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@"
+in ours makes that a user name, and this AWS the host."""
+import contextlib
 import json
 import os
 import re
@@ -24,7 +24,7 @@ import threading
 import time
 import uuid
 
-from local_aws import ACCOUNT, PARTITION, ROOT, disk
+from local_aws import ACCOUNT, ROOT, disk
 from local_aws.batch import millis
 from local_aws.instances import is_fargate
 
@@ -46,6 +46,8 @@ class CannotStart(Exception):
 class Images:
     """The images that were pushed, in a folder."""
 
+    PLAIN = {'folder': None, 'entry': None, 'variables': {}}
+
     def __init__(self, folder):
         self.folder, self.count = os.path.join(folder, 'images'), 0
         os.makedirs(self.folder)
@@ -66,22 +68,17 @@ class Images:
         """What is behind a job definition's image now. An image from elsewhere has no entry point."""
         ecr = re.fullmatch(rf'{ACCOUNT}\.dkr\.ecr\.([^.]+)\.amazonaws\.com/([^:@]+)(?::(.+))?', name)
         if not ecr:
-            return {'folder': None, 'entry': None, 'variables': {}}
+            return Images.PLAIN
         from moto.ecr.models import ecr_backends
         region, repository, tag = ecr[1], ecr[2], ecr[3] or 'latest'
         found = ecr_backends[ACCOUNT][region].repositories.get(repository)
-        if found is None:
-            raise CannotStart(
-                f'CannotPullContainerError: Error response from daemon: repository {name.rpartition(":")[0]} not '
-                f"found: name unknown: The repository with name '{repository}' does not exist in the registry with "
-                f"id '{ACCOUNT}'")
-        manifest = next((item.image_manifest for item in found.images if tag in item.image_tags), None)
+        images = found.images if found else []
+        manifest = next((item.image_manifest for item in images if tag in item.image_tags), None)
         if manifest is None:
-            raise CannotStart(
-                f'CannotPullContainerError: Error response from daemon: manifest for {name} not found: manifest '
-                'unknown: Requested image not found')
+            raise CannotStart('CannotPullContainerError: Error response from daemon: manifest for '
+                              f'{name} not found: manifest unknown: Requested image not found')
         image = json.loads(manifest).get('annotations', {}).get(ANNOTATION)
-        return json.loads(image) if image else {'folder': None, 'entry': None, 'variables': {}}
+        return json.loads(image) if image else Images.PLAIN
 
 
 class Task:
@@ -94,6 +91,7 @@ class Task:
         self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
         self.status_reason = 'Essential container in task exited'
         self.container_reason = None
+        self.killed = 0                          # processes that the kernel has ended for want of memory
         self.lost = False                        # the host is gone: there is no exit code
         image = Images.find(job.properties['image'])
         self._check_network()
@@ -104,11 +102,9 @@ class Task:
         program = command and shutil.which(command[0], path=environment['PATH'])
         if not program:
             shutil.rmtree(self.folder, ignore_errors=True)
-            raise CannotStart(
-                'CannotStartContainerError: Error response from daemon: ' + (
-                    'failed to create task for container: failed to create shim task: OCI runtime create failed: '
-                    f'runc create failed: unable to start container process: exec: "{command[0]}": executable file '
-                    'not found in $PATH: unknown' if command else 'no command specified'))
+            raise CannotStart('CannotStartContainerError: Error response from daemon: ' + (
+                f'failed to create task for container: exec: "{command[0]}": executable file not found in '
+                '$PATH: unknown' if command else 'no command specified'))
         self.process = subprocess.Popen(
             disk.command(self.folder, image['folder'], environment) + [program, *command[1:]],
             cwd=disk.home(self.folder), env=environment, start_new_session=True,
@@ -120,15 +116,15 @@ class Task:
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _check_network(self):
-        """On Fargate a container has a network interface of its own, and without a way out it has no image."""
+        """On Fargate a container has a network interface of its own; without a way out it has no image."""
         from moto.ec2.models import ec2_backends
         network = self.job.properties.get('networkConfiguration') or {}
         if is_fargate(self.job.fleet.environment) and network.get('assignPublicIp') != 'ENABLED' and not (
                 ec2_backends[ACCOUNT][self.job.backend.region_name].nat_gateways):
             raise CannotStart(None, (
-                'ResourceInitializationError: unable to pull secrets or registry auth: The task cannot pull registry '
-                'auth from Amazon ECR: There is a connection issue between the task and Amazon ECR. Check your task '
-                'network configuration.'))
+                'ResourceInitializationError: unable to pull secrets or registry auth: The task cannot pull '
+                'registry auth from Amazon ECR: There is a connection issue between the task and Amazon ECR. '
+                'Check your task network configuration.'))
 
     def _log_stream(self):
         from moto.logs.models import logs_backends
@@ -138,9 +134,8 @@ class Task:
         if group not in logs.groups:
             if group != '/aws/batch/job' and options.get('awslogs-create-group') != 'true':
                 raise CannotStart(
-                    'CannotStartContainerError: Error response from daemon: failed to initialize logging driver: '
-                    'failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does '
-                    'not exist.')
+                    'CannotStartContainerError: Error response from daemon: failed to initialize logging '
+                    'driver: ResourceNotFoundException: The specified log group does not exist.')
             logs.ensure_log_group(group)
         prefix = options.get('awslogs-stream-prefix') or job.definition.name
         job.container['logStreamName'] = name = f'{prefix}/default/{self.id}'
@@ -155,7 +150,7 @@ class Task:
         answer.update(image['variables'])
         paths = [image['folder'], image['variables'].get('PYTHONPATH'), os.environ.get('PYTHONPATH')]
         answer.update(PYTHONUNBUFFERED='1', PYTHONPATH=os.pathsep.join(filter(None, paths)),
-                      PATH=os.pathsep.join([os.path.dirname(sys.executable), '/usr/local/bin', '/usr/bin', '/bin']),
+                      PATH=os.path.dirname(sys.executable) + ':/usr/local/bin:/usr/bin:/bin',
                       HOSTNAME='ip-10-0-0-1.ec2.internal',
                       AWS_EXECUTION_ENV='AWS_ECS_FARGATE' if is_fargate(compute) else 'AWS_ECS_EC2',
                       AWS_ENDPOINT_URL=here, AWS_S3_ENDPOINT=here.partition('//')[2], AWS_HTTPS='NO',
@@ -167,22 +162,11 @@ class Task:
         if job.parent:
             answer.update(AWS_BATCH_JOB_ARRAY_INDEX=str(job.index),
                           AWS_BATCH_JOB_ARRAY_SIZE=str(len(job.parent.children)))
-        role = job.properties.get('jobRoleArn') or self._instance_role(compute)
-        if role:
-            self.scheduler.iam.tasks[self.id] = role
+        if 'jobRoleArn' in job.properties:
+            self.scheduler.iam.tasks[self.id] = job.properties['jobRoleArn']
             address = here.partition('//')[2]
             answer['AWS_CONTAINER_CREDENTIALS_RELATIVE_URI'] = f'@{address}/_local/credentials/{self.id}'
         return answer
-
-    @staticmethod
-    def _instance_role(compute):
-        """The role of the environment's instances, which a job without a job role has."""
-        from moto.iam.models import iam_backends
-        profile = compute.compute_resources.get('instanceRole')
-        for known in iam_backends[ACCOUNT][PARTITION].instance_profiles.values():
-            if profile in (known.arn, known.name) and known.roles:
-                return known.roles[0].arn
-        return None
 
     def _pump(self, stream):
         """Every line that the container writes is an event of its log stream."""
@@ -209,6 +193,16 @@ class Task:
             self.kill_at = time.monotonic() + seconds
             self.process.send_signal(signal.SIGTERM)
 
+    def out_of_memory(self, used):
+        """The kernel ends the largest of the processes (process id to bytes)."""
+        self.killed += 1
+        disk.note_killed(self.folder, self.killed)
+        largest = max(used, key=used.get)
+        if largest == self.pid:
+            self.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+        else:
+            os.kill(largest, signal.SIGKILL)
+
     def kill(self, status_reason=None, container_reason=None):
         """SIGKILL to every process of the container."""
         self.status_reason = status_reason or self.status_reason
@@ -228,6 +222,13 @@ def end_session(session):
 def processes_of(sessions):
     """For each of the sessions the resident bytes of its processes, by process id."""
     found = {session: {} for session in sessions}
+    if not os.path.isdir('/proc/self'):          # macOS
+        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss=,stat='], capture_output=True, text=True).stdout
+        for pid, size, state in (line.split()[:3] for line in listed.splitlines()):
+            with contextlib.suppress(OSError):
+                if state[0] != 'Z' and os.getsid(int(pid)) in found:
+                    found[os.getsid(int(pid))][int(pid)] = int(size) * 1024
+        return found
     page = resource.getpagesize()
     for name in os.listdir('/proc') if sessions else ():
         if name.isdigit():
@@ -241,12 +242,30 @@ def processes_of(sessions):
     return found
 
 
+def install_logs():
+    """GetLogEvents as AWS answers it: a page may be empty though more follow, and the end is a token that
+    stays the same (botocore's model). Here an empty page precedes every one that is read forward.
+    """
+    from moto.logs.models import LogStream
+    moto_get = LogStream.get_log_events
+
+    def get_log_events(stream, start_time, end_time, limit, next_token, start_from_head):
+        if next_token is None and start_from_head:
+            next_token = f'f/{-1:056d}'
+        if (next_token or '').startswith('f/') and not next_token.endswith('/full'):
+            more = moto_get(stream, start_time, end_time, limit, next_token, start_from_head)[0]
+            return [], 'b' + next_token[1:], next_token + ('/full' if more else '')
+        return moto_get(stream, start_time, end_time, limit, next_token and next_token.removesuffix('/full'),
+                        start_from_head)
+    LogStream.get_log_events = get_log_events
+
+
 class Guardian:
-    """A process of its own that outlives the server by a moment, and ends the jobs if the server is killed."""
+    """A process that outlives the server by a moment, and ends the jobs if the server is killed."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.process = subprocess.Popen([sys.executable, os.path.join(os.path.dirname(__file__), '__main__.py'), 'guard'],
+        self.process = subprocess.Popen([sys.executable, os.path.dirname(__file__), 'guard'],
                                         stdin=subprocess.PIPE, start_new_session=True)
 
     def tell(self, line):
@@ -264,7 +283,7 @@ class Guardian:
 
 
 def guard():
-    """The guardian: remembers the jobs' sessions; when the server is gone, kills them and removes their folders."""
+    """Remember the jobs' sessions; when the server is gone, kill them and remove their folders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     running = {}

@@ -1,19 +1,19 @@
-"""What tests ask of the server itself, under /_local/. These requests are not counted, delayed or failed. moto has a
-control of its own, which knows nothing of what this package adds.
+"""What tests ask of the server itself, under /_local/. These requests are not counted, delayed or failed.
+moto has a control of its own, which knows nothing of what this package adds.
 
-GET  /_local/requests         counts by 'main' and 'workers' (temporary credentials of jobs), service:operation
+GET  /_local/requests         counts by 'main' and 'workers' (credentials of jobs) and service:operation
 POST /_local/requests/reset   start counting anew
-GET  /_local/jobs             the running containers: jobId, pid, status, vcpus, rss (bytes), instance, instanceType
-POST /_local/jobs/interrupt   {"jobId": ..., "notice": true}: its instance is taken away, with all jobs on it; without
-                              a notice they get no SIGTERM
+GET  /_local/jobs             running containers: jobId, pid, status, vcpus, rss (bytes), instance(Type)
+POST /_local/jobs/interrupt   {"jobId": ..., "notice": true}: its instance is taken away, with all jobs on it;
+                              without a notice they get no SIGTERM
 GET  /_local/faults           the settings in force; POST {"errors": 0.05, ...} replaces them
-POST /_local/starts           {"fail": N, "reason": ..., "statusReason": ...}: the next N containers do not start
+POST /_local/starts           {"fail": N, "reason": ..., "statusReason": ...}: the next N starts fail
 POST /_local/quota            {"vcpus": N} or {}: of the account
 POST /_local/speed            {"times": 60}: Batch's time-outs and limits pass so many times faster
 POST /_local/login            {"expired": true}: of everybody but jobs
 POST /_local/credentials      {"seconds": N}: how long a job's credentials last
 POST /_local/latency          {"ms": 20}
-POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: all at once, what is left out is off
+POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: what is left out is off
 GET  /_local/iam              {"enforced": ..., "denials": [...]}; POST {"enforced": true}
 POST /_local/stack            {"region": ..., "name": ..., "status": "CREATE_IN_PROGRESS"}: show that status
 POST /_local/images           {"path": ..., "variables": {...}}: what `push` puts into a manifest
@@ -32,10 +32,29 @@ from local_aws.request import Response
 
 
 class Control:
-    """A method for each verb and path."""
+    """What each verb and path does."""
 
     def __init__(self, aws):
-        self.aws = aws
+        self.aws, batch, iam = aws, aws.scheduler, aws.iam
+        reason = 'DockerTimeoutError: Could not transition to created; timed out after waiting 4m0s'
+        self.work = {
+            'GET requests': lambda _: self.counts(),
+            'POST requests/reset': lambda _: aws.counts.clear(),
+            'GET jobs': lambda _: {'jobs': batch.processes()},
+            'POST jobs/interrupt': lambda given: batch.interrupt(given['jobId'], given.get('notice', True)),
+            'GET faults': lambda _: aws.faults.settings,
+            'POST faults': lambda given: aws.faults.set(given) or aws.faults.settings,
+            'POST starts': lambda given: setattr(batch, 'failing', int(given['fail']) * [(
+                given.get('reason', reason), given.get('statusReason', 'Task failed to start'))]),
+            'POST quota': lambda given: setattr(batch, 'quota', float(given.get('vcpus', 'inf'))),
+            'POST speed': lambda given: setattr(batch, 'speed', float(given['times'])),
+            'POST login': lambda given: setattr(iam, 'login_expired', bool(given['expired'])),
+            'POST credentials': lambda given: iam.set_lifetime(float(given['seconds'])),
+            'POST latency': lambda given: setattr(aws, 'latency', float(given['ms']) / 1000),
+            'POST conditions': self.conditions,
+            'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},
+            'POST iam': lambda given: iam.enforce(bool(given['enforced'])),
+            'POST stack': self.stack, 'POST images': self.image, 'GET server': lambda _: self.server()}
 
     def answer(self, request):
         """The response to a request under /_local/."""
@@ -43,7 +62,7 @@ class Control:
         if name.startswith('credentials/'):
             found = self.aws.iam.credentials_of(name.partition('/')[2])
             return Response.of_json(found or {'message': 'no such task'}, 200 if found else 404)
-        work = getattr(self, f'{request.method}_{name.replace("/", "_")}'.lower(), None)
+        work = self.work.get(f'{request.method} {name}')
         if work is None:
             return Response.of_json({'message': f'no such control: {request.method} {request.path}'}, 404)
         try:
@@ -52,73 +71,34 @@ class Control:
         except (KeyError, ValueError, AttributeError) as error:
             return Response.of_json({'message': repr(error)}, 400)
 
-    def get_requests(self, _):
+    def counts(self):
+        """How often each operation was asked for, by whom."""
         with self.aws.counts_lock:
             return {who: dict(sorted(counts.items())) for who, counts in self.aws.counts.items()}
 
-    def post_requests_reset(self, _):
-        with self.aws.counts_lock:
-            self.aws.counts.clear()
+    def conditions(self, given):
+        """All settings at once."""
+        for name, value in (('faults', given.get('faults', {})), ('latency', {'ms': given.get('latency', 0)}),
+                            ('iam', {'enforced': given.get('iam', False)}), ('requests/reset', {})):
+            self.work['POST ' + name](value)
 
-    def get_jobs(self, _):
-        return {'jobs': self.aws.scheduler.processes()}
-
-    def post_jobs_interrupt(self, given):
-        self.aws.scheduler.interrupt(given['jobId'], given.get('notice', True))
-
-    def get_faults(self, _):
-        return self.aws.faults.settings
-
-    def post_faults(self, given):
-        self.aws.faults.set(given)
-        return self.aws.faults.settings
-
-    def post_starts(self, given):
-        reason = given.get('reason', 'DockerTimeoutError: Could not transition to created; timed out after waiting 4m0s')
-        self.aws.scheduler.failing = [
-            (reason, given.get('statusReason', 'Task failed to start'))] * int(given['fail'])
-
-    def post_quota(self, given):
-        self.aws.scheduler.quota = float(given.get('vcpus', 'inf'))
-
-    def post_speed(self, given):
-        self.aws.scheduler.speed = float(given['times'])
-
-    def post_login(self, given):
-        self.aws.iam.login_expired = bool(given['expired'])
-
-    def post_credentials(self, given):
-        self.aws.iam.set_lifetime(float(given['seconds']))
-
-    def post_latency(self, given):
-        self.aws.latency = float(given['ms']) / 1000
-
-    def post_conditions(self, given):
-        self.aws.faults.set(given.get('faults', {}))
-        self.post_latency({'ms': given.get('latency', 0)})
-        self.post_iam({'enforced': given.get('iam', False)})
-        self.post_requests_reset(given)
-
-    def get_iam(self, _):
-        return {'enforced': self.aws.iam.enforced, 'denials': list(self.aws.iam.denials)}
-
-    def post_iam(self, given):
-        self.aws.iam.enforced = bool(given['enforced'])
-        self.aws.iam.denials.clear()
-
-    def post_stack(self, given):
+    @staticmethod
+    def stack(given):
+        """Show a stack in that state."""
         from moto.cloudformation.models import cloudformation_backends
         stack = cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name'])
         before, stack.status = stack.status, given['status']
         return {'before': before}
 
-    def post_images(self, given):
+    def image(self, given):
+        """Keep what is pushed."""
         image = self.aws.images.add(given['path'], given.get('variables', {}))
-        return {'annotations': {ANNOTATION: image}, 'digest': 'sha256:' + hashlib.sha256(image.encode()).hexdigest()}
+        digest = 'sha256:' + hashlib.sha256(image.encode()).hexdigest()
+        return {'annotations': {ANNOTATION: image}, 'digest': digest}
 
-    def get_server(self, _):
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        session = os.getsid(0)
+    def server(self):
+        """What the server costs, and what kind of disk jobs have."""
+        used, session = resource.getrusage(resource.RUSAGE_SELF), os.getsid(0)
         return {'seconds': time.time() - self.aws.began, 'cpu': used.ru_utime + used.ru_stime,
-                'rss': processes_of({session})[session].get(os.getpid(), 0), 'threads': threading.active_count(),
-                'pid': os.getpid(), 'disk': disk.isolation()}
+                'rss': processes_of({session})[session].get(os.getpid(), 0), 'pid': os.getpid(),
+                'threads': threading.active_count(), 'disk': disk.isolation()}

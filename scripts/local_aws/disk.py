@@ -1,12 +1,13 @@
 """The empty disk of a container (moto gives jobs to Docker, which is not at hand on every machine).
 
-On AWS a job sees its image and an empty disk, and nothing of the computer that submitted it. Here the image is this
-machine's own: a job sees, read only, the system's folders, Python with all that it imports from, the image's files
-and the folders of PYTHONPATH. Everything else is an empty disk: its home, /tmp, every folder that the submitter has.
-This needs a mount namespace of Linux, from root or by way of a user namespace, and the job's root folder is then
-a folder with the visible ones mounted into it. No process is put between: the job keeps the process id it began
-with. Where no mount namespace can be had (macOS, some containers), a job has an empty working folder, home and
-TMPDIR, and sees the rest. `isolation()` says which of the two holds; so do the log and GET /_local/server.
+On AWS a job sees its image and an empty disk, and nothing of the computer that submitted it. Here the image
+is this machine's own: a job sees, read only, the system's folders, Python with all that it imports from, the
+image's files and the folders of PYTHONPATH. Everything else is an empty disk: its home, /tmp, every folder
+that the submitter has. This needs a mount namespace of Linux, from root or by way of a user namespace, and
+the job's root folder is then a folder with the visible ones mounted into it. No process is put between: the
+job keeps the process id it began with. Where no mount namespace can be had (macOS, some containers), a job
+has an empty working folder, home and TMPDIR, and sees the rest. `isolation()` says which of the two holds; so
+do the log and GET /_local/server.
 
 This file is also the program that gives a job its disk and becomes it: disk.py SETTINGS COMMAND ARGUMENT...
 """
@@ -21,6 +22,8 @@ import tempfile
 SYSTEM = ('/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32', '/usr', '/etc', '/dev', '/proc', '/sys')
 # What a container may write to; the first is its home and working folder.
 WRITABLE = ('/home/rios', '/tmp', '/var/tmp')
+# What a container sees as /sys/fs/cgroup: its memory.events is how it learns of the kernel's OOM killer.
+CGROUP = '/.cgroup'
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
@@ -43,7 +46,8 @@ def _own_mounts():
         _call('unshare', CLONE_NEWNS)
     except OSError:
         _call('unshare', CLONE_NEWNS | CLONE_NEWUSER)
-        for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'), ('gid_map', f'{group} {group} 1')):
+        for name, text in (('setgroups', 'deny'), ('uid_map', f'{user} {user} 1'),
+                           ('gid_map', f'{group} {group} 1')):
             with open('/proc/self/' + name, 'w', encoding='ascii') as file:
                 file.write(text)
     _mount(None, '/', MS_REC | MS_PRIVATE)
@@ -73,7 +77,7 @@ def _show(root, path, writable=False):
 def enter(root, visible, shared):
     """Make that folder the root of all that this process sees."""
     _own_mounts()
-    for path in WRITABLE:
+    for path in (*WRITABLE, CGROUP):
         os.makedirs(root + path, exist_ok=True)
     # A folder first, then what is inside it.
     for path in sorted({os.path.abspath(path) for path in [*SYSTEM, *visible]}):
@@ -81,6 +85,7 @@ def enter(root, visible, shared):
             _show(root, path)
     for path in shared:
         _show(root, os.path.abspath(path), True)
+    _mount(root + CGROUP, root + '/sys/fs/cgroup', MS_BIND)
     os.chroot(root)
     os.chdir(WRITABLE[0])
 
@@ -101,8 +106,9 @@ def _launcher(root, visible):
 
 def command(folder, image, environment):
     """The words that come before the command of a job with that folder and image to give it its disk."""
-    for path in WRITABLE:
+    for path in (*WRITABLE, CGROUP):
         os.makedirs(folder + path)
+    note_killed(folder, 0)
     if isolation() == 'folders':
         return []
     # What Python imports from, but for the folder of this program itself.
@@ -110,7 +116,13 @@ def command(folder, image, environment):
     for name in ('PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA'):
         visible += environment.get(name, '').split(os.pathsep)
     visible = [path for path in visible if path and os.path.exists(path)]
-    return _launcher(folder, [where(path) for path in visible for where in (os.path.abspath, os.path.realpath)])
+    return _launcher(folder, [*map(os.path.abspath, visible), *map(os.path.realpath, visible)])
+
+
+def note_killed(folder, count):
+    """How many processes of a container the kernel has ended for want of memory."""
+    with open(folder + CGROUP + '/memory.events', 'w', encoding='ascii') as file:
+        file.write(f'low 0\nhigh 0\nmax {count}\noom {count}\noom_kill {count}\n')
 
 
 def variables(folder):

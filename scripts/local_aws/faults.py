@@ -1,4 +1,4 @@
-"""What goes wrong, how often. moto never fails; AWS does, and delivers messages twice, late and in any order."""
+"""What goes wrong, how often. moto never fails; AWS does, and delivers messages twice, late, in any order."""
 import random
 
 from local_aws import AwsError

@@ -1,9 +1,8 @@
 """HTTP, and the way of a request: counted, delayed, failed, allowed, carried out.
 
-moto's own server handles a request in milliseconds, closes connections, and asks each of its services whose the
-request is. This one parses it once, keeps connections, and calls the one WSGI application of moto's that is meant, so
-that a benchmark measures what is asked rather than who answers.
-"""
+moto's own server handles a request in milliseconds, closes connections, and asks each of its services whose
+the request is. This one parses it once, keeps connections, and calls the one WSGI application of moto's that
+is meant, so that a benchmark measures what is asked rather than who answers."""
 import email.utils
 import io
 import os
@@ -15,15 +14,14 @@ import threading
 import time
 import traceback
 
-from local_aws import PARTITION, AwsError, disk
+from local_aws import PARTITION, AwsError, disk, resources
 from local_aws.batch import Batch
 from local_aws.cloudformation import CloudFormation
-from local_aws.containers import Images
+from local_aws.containers import Images, install_logs
 from local_aws.control import Control
 from local_aws.faults import Faults
 from local_aws.iam import Iam
 from local_aws.request import Request, Response, error_response
-from local_aws.resources import Resources
 from local_aws.scheduler import Scheduler
 from local_aws.sqs import Sqs
 
@@ -43,8 +41,9 @@ class Aws:
         self.counts, self.counts_lock = {}, threading.Lock()
         self.began = time.time()
         self.control = Control(self)
-        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), Resources()):
+        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), resources):
             part.install()
+        install_logs()
         self.scheduler.start()
 
     def answer(self, request):
@@ -87,7 +86,7 @@ class Aws:
         return response
 
     def _ask_moto(self, request):
-        """Call moto's WSGI application of the service. moto's own search for it costs more than most answers."""
+        """Call moto's WSGI application of the service; moto's search for it costs more than most answers."""
         if request.service not in self.applications:
             from moto.server import create_backend_app
             self.applications[request.service] = create_backend_app(request.service)
@@ -114,7 +113,7 @@ class Aws:
 
 
 class Connection(socketserver.StreamRequestHandler):
-    """One client's connection, kept alive. A parser of its own: http.server's takes longer than an SQS call."""
+    """One client's connection, kept alive. http.server's parser takes longer than an SQS call."""
 
     disable_nagle_algorithm = True
     rbufsize = 1 << 16
@@ -147,7 +146,8 @@ class Connection(socketserver.StreamRequestHandler):
             response = self.server.aws.answer(request)
         except Exception:
             traceback.print_exc()
-            response = error_response(request, AwsError('InternalFailure', traceback.format_exc(limit=-1), 500))
+            response = error_response(
+                request, AwsError('InternalFailure', traceback.format_exc(limit=-1), 500))
         keep = version != 'HTTP/1.0' and headers.get('connection', '').lower() != 'close'
         self._send(method, response, keep)
         return keep
@@ -169,7 +169,8 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _send(self, method, response, keep):
         lines = [f'HTTP/1.1 {response.status} {self.REASONS.get(response.status, "")}',
-                 f'Date: {email.utils.formatdate(usegmt=True)}', f'Connection: {"keep-alive" if keep else "close"}']
+                 f'Date: {email.utils.formatdate(usegmt=True)}',
+                 f'Connection: {"keep-alive" if keep else "close"}']
         has_length = False
         for name, value in response.headers:
             if name.lower() not in ('date', 'connection', 'content-length'):
@@ -202,17 +203,17 @@ class Server(socketserver.ThreadingTCPServer):
 
 def serve(port_file):
     """Serve until SIGTERM, or until whoever started this is gone."""
-    if os.getpid() != os.getpgid(0):             # a signal to local.sh's process group is not for this process
+    if os.getpid() != os.getpgid(0):             # a signal to local.sh's process group is not for us
         os.setsid()
     try:
         server = Server(('127.0.0.1', 0), Connection)
     except OSError as error:
-        sys.exit(f'The local AWS needs the loopback address 127.0.0.1, which this machine does not give: {error}.')
+        sys.exit(f'it needs the loopback address 127.0.0.1, which this machine does not give ({error}).')
     endpoint = f'http://127.0.0.1:{server.server_address[1]}'
     server.aws = Aws(endpoint, os.path.dirname(os.path.abspath(port_file)))
     print('Jobs see an empty disk of their own.' if disk.isolation() == 'namespace' else
-          'Jobs have empty folders of their own, but see the files of this machine: it allows no mount namespace.',
-          flush=True)
+          'Jobs have empty folders of their own, but see the files of this machine, which allows no mount '
+          'namespace.', flush=True)
     stop, parent = threading.Event(), os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,14 +1,15 @@
 """Who may do what, and with credentials of what age.
 
 moto looks at the action alone, and not in every service. AWS looks at action, resource and condition of every
-statement, so this does; where AWS has no resource for an action, the resource is `*`. EC2, IAM and STS are checked by
-action alone (their resource is None here, which every Resource element matches). Policies hold while `enforced`.
+statement, so this does; where AWS has no resource for an action, the resource is `*`. EC2, IAM and STS are
+checked by action alone (their resource is None here, which every Resource element matches). Policies hold
+while `enforced`.
 
-Credentials expire whether or not policies are enforced: those of a job after `lifetime` seconds, unless it fetches
-new ones, which are there from half of that on, as ECS renews a role's; those of everybody else while `login_expired`.
-S3 answers an old token with ExpiredToken and status 400 (S3 API reference, "Error responses"), query services and SQS
-with ExpiredToken and 403, the others with ExpiredTokenException (Common errors of each API reference).
-"""
+Credentials expire whether or not policies are enforced: those of a job after `lifetime` seconds, unless it
+fetches new ones, which are there from half of that on, as ECS renews a role's; those of everybody else while
+`login_expired`. S3 answers an old token with ExpiredToken and status 400 (S3 API reference, "Error
+responses"), query services and SQS with ExpiredToken and 403, the others with ExpiredTokenException (Common
+errors of each API reference)."""
 import base64
 import collections
 import json
@@ -22,11 +23,8 @@ from local_aws.batch import batch_backend
 from local_aws.request import Response
 
 
-class Principal:
-    """Who makes a request: an ARN, the policy documents that bind it, and the role's ARN if it is one."""
-
-    def __init__(self, arn, policies, role_arn=None):
-        self.arn, self.policies, self.role_arn = arn, policies, role_arn or arn
+# Who makes a request: an ARN, and the policy documents that bind it.
+Principal = collections.namedtuple('Principal', 'arn policies')
 
 
 def as_list(value):
@@ -36,7 +34,8 @@ def as_list(value):
 
 def policy_match(pattern, text):
     """Whether an IAM pattern (* and ?) matches the text."""
-    return re.fullmatch(re.escape(pattern).replace(r'\*', '.*').replace(r'\?', '.'), text, re.DOTALL) is not None
+    pattern = re.escape(pattern).replace(r'\*', '.*').replace(r'\?', '.')
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 class Iam:
@@ -46,21 +45,17 @@ class Iam:
     ACTION = {'SendMessageBatch': 'SendMessage', 'DeleteMessageBatch': 'DeleteMessage',
               'ChangeMessageVisibilityBatch': 'ChangeMessageVisibility', 'HeadObject': 'GetObject',
               'CopyObject': 'PutObject', 'HeadBucket': 'ListBucket', 'ListObjects': 'ListBucket',
-              'ListObjectsV2': 'ListBucket', 'ListObjectVersions': 'ListBucketVersions', 'UploadPart': 'PutObject',
-              'CreateMultipartUpload': 'PutObject', 'CompleteMultipartUpload': 'PutObject',
+              'ListObjectsV2': 'ListBucket', 'ListObjectVersions': 'ListBucketVersions',
+              'UploadPart': 'PutObject', 'CreateMultipartUpload': 'PutObject',
+              'CompleteMultipartUpload': 'PutObject',
               'ListMultipartUploads': 'ListBucketMultipartUploads', 'ListParts': 'ListMultipartUploadParts',
               'ListBuckets': 'ListAllMyBuckets', 'GetBucketEncryption': 'GetEncryptionConfiguration',
               'PutBucketEncryption': 'PutEncryptionConfiguration',
               'PutPublicAccessBlock': 'PutBucketPublicAccessBlock',
               'GetBucketLifecycleConfiguration': 'GetLifecycleConfiguration',
               'PutBucketLifecycleConfiguration': 'PutLifecycleConfiguration'}
-    OPERATORS = {
-        'StringEquals': lambda want, have: want == have,
-        'StringEqualsIgnoreCase': lambda want, have: want.lower() == have.lower(),
-        'StringLike': policy_match, 'ArnLike': policy_match, 'ArnEquals': policy_match,
-        'Bool': lambda want, have: want.lower() == have.lower(),
-        'NumericLessThanEquals': lambda want, have: float(have) <= float(want),
-        'NumericEquals': lambda want, have: float(have) == float(want)}
+    OPERATORS = {'StringEquals': str.__eq__, 'StringLike': policy_match, 'ArnLike': policy_match,
+                 'ArnEquals': policy_match, 'Bool': lambda want, have: want.lower() == have.lower()}
 
     def __init__(self):
         self.enforced = self.login_expired = False
@@ -69,6 +64,11 @@ class Iam:
         self.tasks = {}                          # running task -> ARN of its role
         self.current = {}                        # task -> (moment of its last credentials, those)
         self.sessions = {}                       # access key of a job's credentials -> role ARN, task, end
+
+    def enforce(self, enforced):
+        """Let the policies hold, or not."""
+        self.enforced = enforced
+        self.denials.clear()
 
     def credentials_of(self, task):
         """Temporary credentials of the task's role, as a container finds them; None for no such task."""
@@ -113,11 +113,11 @@ class Iam:
             name = role_arn.rpartition('/')[2]
             role = next((role for role in backend.roles.values() if role.name == name), None)
             arn = f'arn:{PARTITION}:sts::{ACCOUNT}:assumed-role/{name}/{session}'
-            return Principal(arn, self._policies(role) if role else [], role_arn)
+            return Principal(arn, self._policies(role) if role else [])
         for user in backend.users.values():
             if any(key.access_key_id == access_key for key in user.access_keys):
-                holders = [user] + [group for group in backend.groups.values() if user in group.users]
-                return Principal(user.arn, [policy for holder in holders for policy in self._policies(holder)])
+                groups = [group for group in backend.groups.values() if user in group.users]
+                return Principal(user.arn, sum(map(self._policies, groups), self._policies(user)))
         raise AwsError('InvalidClientTokenId', 'The security token included in the request is invalid.', 403)
 
     def identity(self, request):
@@ -125,8 +125,8 @@ class Iam:
         principal = self.principal(request.access_key)
         arn = principal.arn if principal else f'arn:{PARTITION}:iam::{ACCOUNT}:root'
         text = ('<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">'
-                f'<GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{request.access_key}</UserId><Account>{ACCOUNT}'
-                '</Account></GetCallerIdentityResult></GetCallerIdentityResponse>')
+                f'<GetCallerIdentityResult><Arn>{arn}</Arn><UserId>{request.access_key}</UserId><Account>'
+                f'{ACCOUNT}</Account></GetCallerIdentityResult></GetCallerIdentityResponse>')
         return Response(200, [('Content-Type', 'text/xml')], text.encode())
 
     @staticmethod
@@ -157,8 +157,8 @@ class Iam:
         if target:
             message += f' on resource: {target}'
         self.denials.append({'user': principal.arn, 'action': action, 'resource': target})
-        code = {'batch': 'AccessDeniedException', 'logs': 'AccessDeniedException', 'ec2': 'UnauthorizedOperation',
-                'ecr': 'AccessDeniedException'}.get(request.service, 'AccessDenied')
+        code = 'AccessDeniedException' if request.service in ('batch', 'logs', 'ecr') else {
+            'ec2': 'UnauthorizedOperation'}.get(request.service, 'AccessDenied')
         raise AwsError(code, f'{message} {why}', 400 if request.service in ('logs', 'ecr') else 403)
 
     def needs(self, request):
@@ -175,19 +175,17 @@ class Iam:
             yield from self._s3_needs(request, action)
         elif operation == 'SubmitJob':
             backend = batch_backend(request.region)
-            for found, name, kind in (
-                    (backend.get_job_definition(given.get('jobDefinition', '')), 'jobDefinition', 'job-definition'),
-                    (backend.get_job_queue(given.get('jobQueue', '')), 'jobQueue', 'job-queue')):
+            for name, kind, find in (('jobDefinition', 'job-definition', backend.get_job_definition),
+                                     ('jobQueue', 'job-queue', backend.get_job_queue)):
+                found = find(given.get(name, ''))
                 yield action, found.arn if found else f'{arn}{here}:{kind}/{given.get(name)}'
             if given.get('tags'):
                 yield 'batch:TagResource', f'{arn}{here}:job/*'
         elif operation in ('TerminateJob', 'CancelJob'):
             yield action, f'{arn}{here}:job/{given.get("jobId")}'
-        elif request.service == 'batch' and '/tags/' in request.path:
-            yield action, request.path.partition('/tags/')[2]
         elif request.service == 'logs' and 'logGroupName' in given:
             # AWS writes an empty stream name for what concerns the whole group.
-            stream = given.get('logStreamName', '') if operation != 'FilterLogEvents' else ''
+            stream = given.get('logStreamName', '')
             yield action, f'{arn}{here}:log-group:{given["logGroupName"]}:log-stream:{stream}'
         elif request.service == 'cloudformation' and given.get('StackName'):
             yield action, self._stack_arn(request, given['StackName'])
@@ -223,83 +221,33 @@ class Iam:
 
     def allows(self, principal, request, action, target):
         """Whether one statement allows the action on the resource, and none denies it."""
-        context = self._context(principal, request, target)
-        statements = [(statement, True) for policy in principal.policies for statement in as_list(policy['Statement'])]
-        statements += [(statement, False) for statement in self._bucket_statements(request)]
-        allowed = False
-        for statement, of_identity in statements:
-            if self._applies(statement, action, target, context):
-                if statement['Effect'] == 'Deny':
-                    return False
-                allowed = allowed or of_identity
-        return allowed
-
-    @staticmethod
-    def _bucket_statements(request):
-        from moto.s3.models import s3_backends
-        bucket = s3_backends[ACCOUNT][PARTITION].buckets.get(request.bucket) if request.bucket else None
-        policy = bucket.policy if bucket is not None else None
-        return as_list(json.loads(policy)['Statement']) if policy else []
-
-    def _context(self, principal, request, target):
-        """The condition keys of the request, in lower case. The loopback connection counts as TLS."""
-        context = {'aws:securetransport': 'true', 'aws:principalarn': principal.role_arn,
-                   'aws:resourceaccount': ACCOUNT, 'aws:principalaccount': ACCOUNT,
-                   'aws:requestedregion': request.region}
+        context = {'aws:securetransport': 'true'}        # the loopback connection counts as TLS
         for name in ('prefix', 'delimiter'):
             if request.service == 's3' and name in request.query:
                 context['s3:' + name] = request.query[name]
-        given = request.parameters.get('tags', request.parameters.get('Tags')) or {}
-        if isinstance(given, dict):
-            context.update({f'aws:requesttag/{key}'.lower(): str(value) for key, value in given.items()})
-            if given:
-                context['aws:tagkeys'] = list(given)
-        context.update({f'aws:resourcetag/{key}'.lower(): value for key, value in self._tags(request, target).items()})
-        return context
-
-    @staticmethod
-    def _tags(request, target):
-        if request.service == 'sqs' and target:
-            from moto.sqs.models import sqs_backends
-            queue = sqs_backends[ACCOUNT][request.region].queues.get(target.rpartition(':')[2])
-            return queue.tags if queue else {}
-        if request.service == 'batch' and target and target != '*':
-            return batch_backend(request.region).list_tags_for_resource(target)
-        return {}
+        statements = [each for policy in principal.policies for each in as_list(policy['Statement'])]
+        effects = {each['Effect'] for each in statements if self._applies(each, action, target, context)}
+        return effects == {'Allow'}
 
     def _applies(self, statement, action, target, context):
-        def any_match(patterns, text, fold=False):
-            return any(policy_match(pattern.lower() if fold else pattern, text) for pattern in as_list(patterns))
-        if 'Action' in statement and not any_match(statement['Action'], action.lower(), True):
+        """Whether a statement is about that; an element or operator that is not known here is an error."""
+        known = {'Sid', 'Effect', 'Action', 'Resource', 'Condition'}
+        if not known.issuperset(statement):
+            raise ValueError(f'the local AWS does not know {set(statement) - known} of a policy')
+        if not any(policy_match(each.lower(), action.lower()) for each in as_list(statement['Action'])):
             return False
-        if 'NotAction' in statement and any_match(statement['NotAction'], action.lower(), True):
+        if target and not any(policy_match(each, target) for each in as_list(statement['Resource'])):
             return False
-        if 'Principal' in statement and statement['Principal'] != '*':
-            named_ones = as_list(statement['Principal'].get('AWS', []))
-            if not set(named_ones) & {'*', context['aws:principalarn']}:
-                return False
-        if target is not None:
-            if 'Resource' in statement and not any_match(statement['Resource'], target):
-                return False
-            if 'NotResource' in statement and any_match(statement['NotResource'], target):
-                return False
-        return all(self._condition(operator, key, wanted, context)
-                   for operator, keys in statement.get('Condition', {}).items() for key, wanted in keys.items())
+        conditions = statement.get('Condition', {}).items()
+        return all(self._condition(operator, context.get(key.lower()), wanted)
+                   for operator, keys in conditions for key, wanted in keys.items())
 
-    def _condition(self, operator, key, wanted, context):
-        wanted = [str(value).lower() if isinstance(value, bool) else str(value) for value in as_list(wanted)]
-        quantifier, _, name = operator.rpartition(':')
-        have = context.get(key.lower())
-        if name == 'Null':
-            return (have is None) == (wanted[0] == 'true')
-        optional = name.endswith('IfExists')
-        name = name.removesuffix('IfExists')
-        negated = 'Not' in name
-        test = self.OPERATORS[name.replace('Not', '')]
+    def _condition(self, operator, have, wanted):
+        name = operator.removesuffix('IfExists')
+        negated, test = 'Not' in name, self.OPERATORS[name.replace('Not', '')]
         if have is None:
-            return optional or negated or quantifier == 'ForAllValues'
-        matches = [any(test(want, value) for want in wanted) != negated for value in as_list(have)]
-        return all(matches) if quantifier == 'ForAllValues' or not quantifier else any(matches)
+            return negated or operator != name
+        return any(test(str(want), have) for want in as_list(wanted)) != negated
 
     def hides_missing(self, request):
         """Whether a missing object is 'denied' to this principal: AWS tells only those who may list."""

@@ -1,14 +1,15 @@
-"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types of instances.
+"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types of
+instances.
 
-AWS counts `maxvCpus` by the vCPUs of instances, and goes over it by at most one instance (botocore's model of Batch,
-ComputeResource.maxvCpus). An instance offers jobs less memory than its name says (Batch User Guide, "Compute
-resource memory management"). Which type Batch starts is its own choice; here it is always the smallest that holds
-the job, which wastes the most. An instance goes with its last job. Fargate has none: a job counts as itself.
-"""
+AWS counts `maxvCpus` by the vCPUs of instances, and goes over it by at most one instance (botocore's model of
+Batch, ComputeResource.maxvCpus). An instance offers jobs less memory than its name says (Batch User Guide,
+"Compute resource memory management"). Which type Batch starts is its own choice; here it is always the
+smallest that holds the job, which wastes the most. An instance goes with its last job. Fargate has none: a
+job counts as itself."""
 import math
 import uuid
 
-# MiB that jobs see where somebody has looked; of others so much of what is built in as on the poorest of these.
+# MiB that jobs see where somebody has looked; of others the same part as on the poorest of these.
 SEEN = {'m5.large': 7763, 'm5.xlarge': 15575, 'c5.xlarge': 7623, 'r5.xlarge': 31703}
 FRACTION = 7623 / 8192
 # ComputeResource.instanceTypes in the model.
@@ -16,9 +17,10 @@ BUNDLES = {'optimal': ('m6i', 'c6i', 'r6i', 'c7i'), 'default_x86_64': ('m6i', 'c
            'default_arm64': ('m6g', 'c6g', 'r6g', 'c7g')}
 # vCPUs of a Fargate job -> the MiB it may have (ResourceRequirement.value in the model).
 GIB = 1024
-FARGATE = {0.25: (512, 1024, 2048), 0.5: range(1 * GIB, 4 * GIB + 1, GIB), 1: range(2 * GIB, 8 * GIB + 1, GIB),
-           2: range(4 * GIB, 16 * GIB + 1, GIB), 4: range(8 * GIB, 30 * GIB + 1, GIB),
-           8: range(16 * GIB, 60 * GIB + 1, 4 * GIB), 16: range(32 * GIB, 120 * GIB + 1, 8 * GIB),
+FARGATE = {0.25: (512, 1024, 2048), 0.5: range(1 * GIB, 4 * GIB + 1, GIB),
+           1: range(2 * GIB, 8 * GIB + 1, GIB), 2: range(4 * GIB, 16 * GIB + 1, GIB),
+           4: range(8 * GIB, 30 * GIB + 1, GIB), 8: range(16 * GIB, 60 * GIB + 1, 4 * GIB),
+           16: range(32 * GIB, 120 * GIB + 1, 8 * GIB),
            32: (60 * GIB, 120 * GIB, 244 * GIB)}
 
 
@@ -48,7 +50,7 @@ def is_fargate(environment):
 
 
 def types_of(environment):
-    """(vCPUs, MiB for jobs, name) of all types of instances that the environment may start, the smallest first."""
+    """(vCPUs, MiB for jobs, name) of all types that the environment may start, the smallest first."""
     from moto.ec2.models.instance_types import INSTANCE_TYPES
     wanted = environment.compute_resources.get('instanceTypes') or ['optimal']
     families = {family for name in wanted for family in BUNDLES.get(name, [name])}
@@ -72,11 +74,11 @@ class Fleet:
         return sum(instance.vcpus for instance in self.instances)
 
     def place(self, job, quota_left):
-        """The instance for a job, started if need be; else Batch's words for why there is none, or nothing to say."""
+        """(the instance for a job, started if need be; else Batch's words for why there is none, if any)"""
         most = float(self.environment.compute_resources.get('maxvCpus') or 0)
         if job.vcpus > most:
-            return None, ('MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - CE(s) associated with the job queue '
-                          'cannot meet the CPU requirement of the job.')
+            return None, ('MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - CE(s) associated with the job '
+                          'queue cannot meet the CPU requirement of the job.')
         if is_fargate(self.environment):
             kind, vcpus, memory = 'fargate', job.vcpus, job.memory
             full = self.used() + vcpus > most
@@ -84,17 +86,19 @@ class Fleet:
             for instance in self.instances:
                 if instance.free_vcpus >= job.vcpus and instance.free_memory >= job.memory:
                     return instance, None
-            fitting = next((item for item in self._types() if item[0] >= job.vcpus and item[1] >= job.memory), None)
+            fitting = next((each for each in self._types()
+                            if each[0] >= job.vcpus and each[1] >= job.memory), None)
             if fitting is None:
-                return None, ('MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement (vCPU/memory/'
-                              'GPU) is higher than that can be met by the CE(s) attached to the job queue.')
+                return None, ('MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement '
+                              '(vCPU/memory/GPU) is higher than that can be met by the CE(s) attached to the '
+                              'job queue.')
             vcpus, memory, kind = fitting
             full = self.used() >= most
         if full:
             return None, None
         if vcpus > quota_left:
-            return None, ('CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - Service cannot fulfill the capacity requested '
-                          f'for instance type [{kind}]')
+            return None, ('CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - Service cannot fulfill the capacity '
+                          f'requested for instance type [{kind}]')
         self.instances.append(Instance(kind, vcpus, memory))
         return self.instances[-1], None
 

@@ -1,8 +1,7 @@
 """What a request asks of which service, and how each service writes an error.
 
-moto finds this out again for each service in its own way, after its dispatcher has found out the service; IAM, the
-faults and the counts need it once, before moto is asked at all.
-"""
+moto finds this out again for each service in its own way, after its dispatcher has found out the service;
+IAM, the faults and the counts need it once, before moto is asked at all."""
 import json
 import re
 import select
@@ -122,8 +121,9 @@ def error_response(request, error):
     code, message, side = error.code, error.message, 'Sender' if error.status < 500 else 'Receiver'
     headers = [('x-amzn-RequestId', request_id)]
     if request.service == 's3':
-        text = (f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{escape(message)}'
-                f'</Message><RequestId>{request_id}</RequestId></Error>')
+        text = ('<?xml version="1.0" encoding="UTF-8"?>\n'
+                f'<Error><Code>{code}</Code><Message>{escape(message)}</Message>'
+                f'<RequestId>{request_id}</RequestId></Error>')
     elif request.service == 'ec2':
         text = (f'<Response><Errors><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
                 f'</Errors><RequestID>{request_id}</RequestID></Response>')

@@ -1,15 +1,18 @@
 """Which job runs when, on which instance, and what follows an attempt. moto runs each job at once and alone.
 
-- A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher priority
-  are served first. The compute environments of a queue are tried in their order.
-- A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the queue's
-  JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words these are).
-- The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed (botocore's
-  model, ListJobsRequest.jobStatus).
-- An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its exit code
-  and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may have exited with 0.
-- An instance that is taken away takes all its jobs with it. They have no exit code.
-"""
+- A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher
+  priority are served first. The compute environments of a queue are tried in their order.
+- A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the
+  queue's JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words
+  these are).
+- The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed
+  (botocore's model, ListJobsRequest.jobStatus).
+- An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its
+  exit code and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may
+  have exited with 0.
+- Where a container's memory is used up, the kernel ends its largest process. The container ends if that was
+  its first.
+- An instance that is taken away takes all its jobs with it. They have no exit code."""
 import collections
 import os
 import threading
@@ -52,7 +55,7 @@ class Scheduler(threading.Thread):
         with self.lock:
             for each in (job, *job.children):
                 self.jobs[each.id] = self.open[each.id] = each
-                each.move('PENDING')
+                each.move('PENDING' if each.children else 'RUNNABLE')
                 each.not_before = time.monotonic() + self.start_delay * (each.index or 0)
             self.wake.notify()
 
@@ -85,9 +88,10 @@ class Scheduler(threading.Thread):
         with self.lock:
             tasks = [job.task for job in self.open.values() if job.task]
             used = processes_of({task.pid for task in tasks})
-            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid, 'vcpus': task.job.vcpus,
-                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind,
-                     'rss': sum(used[task.pid].values())} for task in tasks]
+            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid,
+                     'vcpus': task.job.vcpus, 'rss': sum(used[task.pid].values()),
+                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind}
+                    for task in tasks]
 
     # ---- what happens by itself
 
@@ -104,8 +108,6 @@ class Scheduler(threading.Thread):
     def _start_what_fits(self):
         waiting = collections.defaultdict(list)
         for job in list(self.open.values()):
-            if job.status == 'PENDING' and not job.children and self._ready(job):
-                job.move('RUNNABLE')
             if job.status == 'RUNNABLE':
                 waiting[job.queue.arn].append(job)
         now = time.monotonic()
@@ -137,17 +139,6 @@ class Scheduler(threading.Thread):
                 return True
         return False
 
-    def _ready(self, job):
-        """Whether all jobs that this one waits for have succeeded."""
-        for dependency in job.request.get('dependsOn') or []:
-            other = self.jobs.get(dependency.get('jobId'))
-            if other is None or other.status == 'FAILED':
-                self._end(job, 'FAILED', 'Dependent Job failed')
-                return False
-            if other.status != 'SUCCEEDED':
-                return False
-        return True
-
     def _start(self, job):
         job.move('STARTING')
         ecs = f'arn:{PARTITION}:ecs:{job.backend.region_name}:{ACCOUNT}:'
@@ -177,7 +168,7 @@ class Scheduler(threading.Thread):
             if task.kill_at is not None and now > task.kill_at:
                 task.kill()
             elif sum(used[task.pid].values()) > task.job.memory * MIB:
-                task.kill(container_reason='OutOfMemoryError: Container killed due to memory usage')
+                task.out_of_memory(used[task.pid])
             elif limit and now > task.started + int(limit) / self.speed:
                 task.stop(TIMED_OUT, STOP_SECONDS)
 

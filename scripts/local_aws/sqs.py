@@ -1,6 +1,6 @@
-"""Messages. moto walks through all messages for each receive and sleeps between two looks, so a queue gets slower as
-it gets longer. Here a long poll wakes when a message arrives or becomes visible again. AWS's limits and error texts
-are added, and the faults of a standard queue. Everything else about queues is moto's.
+"""Messages. moto walks through all messages for each receive and sleeps between two looks, so a queue gets
+slower as it gets longer. Here a long poll wakes when a message arrives or becomes visible again. AWS's limits
+and error texts are added, and the faults of a standard queue. Everything else about queues is moto's.
 
 They are asked for in SQS's JSON protocol alone, which botocore has used since 1.29.127 (2023).
 """
@@ -19,6 +19,11 @@ from local_aws import ACCOUNT, AwsError
 MAX_BYTES = 1 << 20                # of one message, and of one batch of messages
 MAX_IN_FLIGHT = 120_000
 MAX_VISIBILITY = 12 * 3600
+
+
+def bad(name, value, why):
+    """Raise the error of a bad value."""
+    raise AwsError('InvalidParameterValue', f'Value {value} for parameter {name} is invalid. Reason: {why}')
 
 
 class Message:
@@ -52,7 +57,7 @@ class MessageStore:
         self.changed = threading.Condition(threading.Lock())
         self.messages = {}                       # all that are not deleted, by key
         self.ready = collections.deque()         # those that may be received
-        self.waiting = []                        # heap of (due, key): delayed or in flight; stale entries are skipped
+        self.waiting = []                        # heap of (due, key): late or in flight; some stale
 
     def put(self, message, delay):
         """Add a message that may be received after so many seconds."""
@@ -112,7 +117,7 @@ class MessageStore:
                     break
                 due = min(deadline, self.waiting[0][0]) if self.waiting else deadline
                 self.changed.wait(due - now)
-            if len(self.waiting) > MAX_IN_FLIGHT and self.in_flight() > MAX_IN_FLIGHT:
+            if len(self.messages) - len(self.ready) > MAX_IN_FLIGHT:
                 raise AwsError('OverLimit', 'The maximum number of in flight messages is reached.', 403)
             answer = []
             for message in taken:
@@ -139,8 +144,8 @@ class MessageStore:
             key, receives = base64.b64decode(handle, validate=True).decode().split(' ')
             receives = int(receives)
         except ValueError:
-            raise AwsError('ReceiptHandleIsInvalid',
-                           f'The input receipt handle "{handle}" is not a valid receipt handle.', 404) from None
+            raise AwsError('ReceiptHandleIsInvalid', f'The input receipt handle "{handle}" is not a valid '
+                           'receipt handle.', 404) from None
         message = self.messages.get(key)
         return message, message is not None and message.receives == receives
 
@@ -155,16 +160,14 @@ class MessageStore:
     def change_visibility(self, handle, seconds):
         """Make a message in flight visible after so many seconds from now."""
         if not 0 <= seconds <= MAX_VISIBILITY:
-            raise AwsError('InvalidParameterValue', f'Value {seconds} for parameter VisibilityTimeout is invalid. '
-                                                    'Reason: Must be between 0 and 43200, if provided.')
+            bad('VisibilityTimeout', seconds, 'Must be between 0 and 43200, if provided.')
         with self.changed:
             self._alive()
             self._ripen()
             message, is_last = self._find(handle)
             if not is_last or message.due is None:
-                raise AwsError('InvalidParameterValue',
-                               f'Value {handle} for parameter ReceiptHandle is invalid. Reason: Message does not '
-                               'exist or is not available for visibility timeout change.')
+                bad('ReceiptHandle', handle,
+                    'Message does not exist or is not available for visibility timeout change.')
             self._schedule(message, seconds)
 
     def close(self):
@@ -174,18 +177,12 @@ class MessageStore:
             self.messages.clear()
             self.changed.notify_all()
 
-    def visible(self):
-        """How many may be received."""
-        self._ripen()
-        return sum(message.due is None for message in self.messages.values())
-
-    def in_flight(self):
-        """How many have been received and neither deleted nor become visible again."""
-        return sum(message.due is not None and message.receives > 0 for message in self.messages.values())
-
-    def delayed(self):
-        """How many have not arrived yet."""
-        return sum(message.due is not None and message.receives == 0 for message in self.messages.values())
+    def count(self, waiting, received):
+        """How many may be received, or are in flight (waiting, received), or late (waiting, not received)."""
+        with self.changed:
+            self._ripen()
+            return sum(message.due is not None and (message.receives > 0) == received if waiting else
+                       message.due is None for message in self.messages.values())
 
 
 def store_of(queue):
@@ -214,17 +211,23 @@ def attributes_md5(attributes):
 
 
 class Sqs:
-    """The operations on messages, with AWS's limits and error texts. Everything else about queues is moto's."""
+    """The operations on messages, with AWS's limits and error texts."""
 
-    INVALID_CHARACTER = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
-    BATCH_ID = re.compile(r'[\w-]{1,80}', re.ASCII)
+    INVALID_CHARACTER = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]')
 
     def __init__(self, faults):
         self.faults = faults
         self.operations = {
-            'SendMessage': self.send, 'SendMessageBatch': self.send_batch, 'ReceiveMessage': self.receive,
-            'DeleteMessage': self.delete, 'DeleteMessageBatch': self.delete_batch,
-            'ChangeMessageVisibility': self.change, 'ChangeMessageVisibilityBatch': self.change_batch}
+            'SendMessage': lambda queue, store, given, _: self._put(queue, store, given),
+            'SendMessageBatch': self.send_batch, 'ReceiveMessage': self.receive,
+            'DeleteMessage': lambda _, store, given, __: store.delete(given['ReceiptHandle']),
+            'DeleteMessageBatch': lambda _, store, given, __: self._each(
+                self._entries(given, 'Delete'), lambda entry: store.delete(entry['ReceiptHandle'])),
+            'ChangeMessageVisibility': lambda _, store, given, __: store.change_visibility(
+                given['ReceiptHandle'], int(given['VisibilityTimeout'])),
+            'ChangeMessageVisibilityBatch': lambda _, store, given, __: self._each(
+                self._entries(given, 'ChangeVisibility'), lambda entry: store.change_visibility(
+                    entry['ReceiptHandle'], int(entry['VisibilityTimeout'])))}
 
     def call(self, request, given):
         """Carry out the operation of the request with the given parameters (in the JSON protocol's shape)."""
@@ -240,15 +243,15 @@ class Sqs:
         if not body:
             raise AwsError('MissingParameter', 'The request must contain the parameter MessageBody.')
         if self.INVALID_CHARACTER.search(body):
-            raise AwsError('InvalidMessageContents', 'Invalid characters found. Valid unicode characters are #x9 | '
-                                                     '#xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to '
-                                                     '#x10FFFF')
+            raise AwsError('InvalidMessageContents', 'Invalid characters found. Valid unicode characters are '
+                           '#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF')
         if size_of(given) > queue.maximum_message_size:
-            raise AwsError('InvalidParameterValue', 'One or more parameters are invalid. Reason: Message must be '
-                                                    f'shorter than {queue.maximum_message_size} bytes.')
+            raise AwsError('InvalidParameterValue', 'One or more parameters are invalid. Reason: Message '
+                           f'must be shorter than {queue.maximum_message_size} bytes.')
         return Message(body, given.get('MessageAttributes') or {})
 
-    def _put(self, queue, store, message, given):
+    def _put(self, queue, store, given):
+        message = self._message(queue, given)
         delay = given.get('DelaySeconds')
         delay = queue.delay_seconds if delay is None else int(delay)
         if self.faults.hits(self.faults.late):
@@ -261,21 +264,17 @@ class Sqs:
             answer['MD5OfMessageAttributes'] = attributes_md5(message.attributes)
         return answer
 
-    def send(self, queue, store, given, _):
-        """SendMessage"""
-        return self._put(queue, store, self._message(queue, given), given)
-
     def send_batch(self, queue, store, given, _):
         """SendMessageBatch"""
         entries = self._entries(given, 'Send')
         size = sum(map(size_of, entries))
         if size > MAX_BYTES:
-            raise AwsError('AWS.SimpleQueueService.BatchRequestTooLong', 'Batch requests cannot be longer than '
-                           f'{MAX_BYTES} bytes. You have sent {size} bytes.')
-        return self._each(entries, lambda entry: self._put(queue, store, self._message(queue, entry), entry))
+            raise AwsError('AWS.SimpleQueueService.BatchRequestTooLong', 'Batch requests cannot be longer '
+                           f'than {MAX_BYTES} bytes. You have sent {size} bytes.')
+        return self._each(entries, lambda entry: self._put(queue, store, entry))
 
-    @classmethod
-    def _entries(cls, given, verb):
+    @staticmethod
+    def _entries(given, verb):
         entries, prefix = given.get('Entries') or [], 'AWS.SimpleQueueService.'
         if not entries:
             raise AwsError(prefix + 'EmptyBatchRequest',
@@ -283,14 +282,8 @@ class Sqs:
         if len(entries) > 10:
             raise AwsError(prefix + 'TooManyEntriesInBatchRequest',
                            f'Maximum number of entries per request are 10. You have sent {len(entries)}.')
-        seen = set()
-        for entry in entries:
-            if not cls.BATCH_ID.fullmatch(entry['Id']):
-                raise AwsError(prefix + 'InvalidBatchEntryId', 'A batch entry id can only contain alphanumeric '
-                               'characters, hyphens and underscores. It can be at most 80 letters long.')
-            if entry['Id'] in seen:
-                raise AwsError(prefix + 'BatchEntryIdsNotDistinct', f'Id {entry["Id"]} repeated.')
-            seen.add(entry['Id'])
+        if len({entry['Id'] for entry in entries}) < len(entries):
+            raise AwsError(prefix + 'BatchEntryIdsNotDistinct', 'Two or more batch entries have the same Id.')
         return entries
 
     def _each(self, entries, work):
@@ -299,24 +292,24 @@ class Sqs:
         for entry in entries:
             try:
                 if self.faults.hits(self.faults.errors):
-                    raise AwsError('InternalError', 'We encountered an internal error. Please try again.', 500)
+                    raise AwsError('InternalError', 'We encountered an internal error.', 500)
                 done.append({'Id': entry['Id'], **(work(entry) or {})})
             except AwsError as error:
                 if error.code.endswith('NonExistentQueue'):
                     raise
                 failed.append({'Id': entry['Id'], 'SenderFault': error.status < 500, 'Code': error.code,
                                'Message': error.message})
-        return {'Successful': done, 'Failed': failed} if failed else {'Successful': done}
+        return {'Successful': done, 'Failed': failed}
 
     def receive(self, queue, store, given, request):
         """ReceiveMessage"""
         count = int(given.get('MaxNumberOfMessages', 1))
         wait = given.get('WaitTimeSeconds')
         wait = int(queue.receive_message_wait_time_seconds if wait is None else wait)
-        for name, value, low, high in (('MaxNumberOfMessages', count, 1, 10), ('WaitTimeSeconds', wait, 0, 20)):
+        for name, value, low, high in (('MaxNumberOfMessages', count, 1, 10),
+                                       ('WaitTimeSeconds', wait, 0, 20)):
             if not low <= value <= high:
-                raise AwsError('InvalidParameterValue', f'Value {value} for parameter {name} is invalid. Reason: '
-                                                        f'Must be between {low} and {high}, if provided.')
+                bad(name, value, f'Must be between {low} and {high}, if provided.')
         visibility = given.get('VisibilityTimeout')
         visibility = int(queue.visibility_timeout if visibility is None else visibility)
         taken = store.receive(count, wait, visibility, request.client_is_there,
@@ -327,7 +320,8 @@ class Sqs:
 
     @staticmethod
     def _described(message, handle, receives, system, names):
-        answer = {'MessageId': message.id, 'ReceiptHandle': handle, 'MD5OfBody': message.md5, 'Body': message.body}
+        answer = {'MessageId': message.id, 'ReceiptHandle': handle, 'MD5OfBody': message.md5,
+                  'Body': message.body}
         attributes = {'SenderId': 'AIDAIT2UOQQY3AUEKVGXU', 'SentTimestamp': str(int(message.sent * 1000)),
                       'ApproximateReceiveCount': str(receives),
                       'ApproximateFirstReceiveTimestamp': str(int(message.first * 1000))}
@@ -340,29 +334,13 @@ class Sqs:
             answer.update(MessageAttributes=wanted, MD5OfMessageAttributes=attributes_md5(wanted))
         return answer
 
-    def delete(self, _, store, given, __):
-        """DeleteMessage"""
-        store.delete(given['ReceiptHandle'])
-
-    def delete_batch(self, _, store, given, __):
-        """DeleteMessageBatch"""
-        return self._each(self._entries(given, 'Delete'), lambda entry: store.delete(entry['ReceiptHandle']))
-
-    def change(self, _, store, given, __):
-        """ChangeMessageVisibility"""
-        store.change_visibility(given['ReceiptHandle'], int(given['VisibilityTimeout']))
-
-    def change_batch(self, _, store, given, __):
-        """ChangeMessageVisibilityBatch"""
-        return self._each(self._entries(given, 'ChangeVisibility'), lambda entry: store.change_visibility(
-            entry['ReceiptHandle'], int(entry['VisibilityTimeout'])))
-
     def install(self):
         """Let moto's queues count from the store, and close it when they go."""
         from moto.sqs.models import Queue, SQSBackend
-        Queue.approximate_number_of_messages = property(lambda queue: store_of(queue).visible())
-        Queue.approximate_number_of_messages_not_visible = property(lambda queue: store_of(queue).in_flight())
-        Queue.approximate_number_of_messages_delayed = property(lambda queue: store_of(queue).delayed())
+        for name, which in (('', (False, False)), ('_not_visible', (True, True)),
+                            ('_delayed', (True, False))):
+            setattr(Queue, 'approximate_number_of_messages' + name,
+                    property(lambda queue, which=which: store_of(queue).count(*which)))
         moto_delete = SQSBackend.delete_queue
 
         def delete_queue(backend, queue_name):

@@ -3,7 +3,9 @@
 # made with debootstrap, pushes a worker image with an extra apt and an extra pip package and a main image on top of
 # it; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers in their containers.
 #
-#   scripts/test-image.sh [--help]
+#   scripts/dev/test-image.sh [--help]
+#
+# It says how large the worker image is and how long the first block takes, from AWSBatchExecutor() to its result.
 #
 # Runs as root (by sudo otherwise) on Debian or Ubuntu and installs buildah and debootstrap where they are missing.
 # The Debian that the images start from is kept in ~/.cache/rios_awsbatch (XDG_CACHE_HOME), so that a second run is
@@ -13,8 +15,8 @@
 #   DEBIAN_MIRROR   where Debian comes from; default: what apt uses on this machine, or debootstrap's own default
 
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=../common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 RELEASE=trixie         # its boto3 is new enough to find the local AWS by AWS_ENDPOINT_URL
 BASE=localhost/$RELEASE:latest
@@ -61,7 +63,7 @@ make_base() {
     local mirror=${DEBIAN_MIRROR:-} proxy
     mkdir -p "$CACHE"
     find "$CACHE" -name "$RELEASE-*.tar" -mtime "+$BASE_DAYS" -delete
-    TARBALL=$CACHE/$RELEASE-$(dpkg --print-architecture).tar
+    TARBALL=$CACHE/$RELEASE-slim-$(dpkg --print-architecture).tar
     # A proxy that only apt's own configuration names is for the builds too.
     proxy=$(apt-config shell proxy Acquire::http::Proxy)
     [[ -z $proxy || -n ${http_proxy:-} ]] || { eval "$proxy"; export http_proxy=$proxy; }
@@ -69,10 +71,9 @@ make_base() {
     step "making Debian $RELEASE with debootstrap, once"
     mirror=${mirror:-$(debian_mirror)}
     quietly debootstrap --variant=minbase "$RELEASE" "$WORK/root" ${mirror:+"$mirror"}
-    rm -rf "$WORK"/root/var/cache/apt/* "$WORK"/root/var/lib/apt/lists/* "$WORK"/root/var/log/*
     # As in Debian's own slim images: no manuals, and no waiting for the disk after each package.
-    printf '%s\n' force-unsafe-io 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' \
-        'path-exclude /usr/share/locale/*' >"$WORK/root/etc/dpkg/dpkg.cfg.d/slim"
+    rm -rf "$WORK"/root/var/{cache/apt,lib/apt/lists,log}/* "$WORK"/root/usr/share/{doc,info,locale,man}/*
+    echo force-unsafe-io >"$WORK/root/etc/dpkg/dpkg.cfg.d/slim"
     tar -C "$WORK/root" --one-file-system -cf "$TARBALL.part" .
     mv "$TARBALL.part" "$TARBALL"
     rm -rf "$WORK/root"
@@ -194,6 +195,7 @@ MODULE
     cat >"$WORK/main.py" <<'MAIN'
 import os
 import sys
+import time
 
 import numpy as np
 from osgeo import gdal
@@ -213,10 +215,11 @@ def main():
     import ground
     raster = gdal.GetDriverByName('GTiff').Create(sys.argv[1], SIZE, SIZE, 1, gdal.GDT_Float64)
     raster.SetGeoTransform(TRANSFORM)
-    workers = set()
+    workers, began, first = set(), time.monotonic(), None
     with rios_awsbatch.AWSBatchExecutor(max_workers=2) as executor:
         rows = range(0, SIZE, ROWS)
         for row, (pixels, user, worker) in zip(rows, executor.map(block, rows)):
+            first = first or time.monotonic() - began
             assert user != 0, 'a worker ran as root'
             raster.GetRasterBand(1).WriteArray(pixels, 0, row)
             workers.add(worker)
@@ -225,7 +228,7 @@ def main():
     assert np.array_equal(written, ground.areas(TRANSFORM, 0, SIZE, SIZE)), 'pixels differ from a serial run'
     assert 1.0e6 < written.mean() < 1.2e6, written.mean()
     print(f'{len(rows)} blocks by {len(workers)} workers with Python {sys.version.split()[0]}, '
-          f'GDAL {gdal.__version__}, numpy {np.__version__}: same pixels as without them; {sys.argv[2]}')
+          f'GDAL {gdal.__version__}, numpy {np.__version__}: same pixels as without them, the first after {first:.1f} s; {sys.argv[2]}')
     sys.exit(3)
 
 
@@ -246,6 +249,7 @@ test_on_local_aws() {
     worker=$(awk '$1 == "push" && !/main/ { print $2 }' "$WORK/registry")
     main=$(awk '$1 == "push" && /main/ { print $2 }' "$WORK/registry")
     check_image "$worker"
+    measure_image "$worker"
     step "running the main image as a job, and its workers"
     # It ends with status 3 on purpose: submit.sh has to hand that on.
     "$ROOT/scripts/submit.sh" --wait -- /home/rios/areas.tif 'an argument with "quotes" and a , comma' \
@@ -268,11 +272,27 @@ check_image() {
     container=$("$BUILDAH" from --pull-never "$1")
     folder=$("$BUILDAH" mount "$container")
     found=$(find "$folder"/var/lib/apt/lists "$folder"/var/cache/apt "$folder"/root/.cache "$folder"/tmp -type f -size +0 2>/dev/null || true)
-    "$BUILDAH" umount "$container" >/dev/null
-    "$BUILDAH" rm "$container" >/dev/null
     [[ -z $found ]] || die "left in the image: $found"
+    # The Dockerfile shortens what botocore knows of the services: all of them must still be there for a function.
+    quietly "$BUILDAH" run "$container" python3 -B -c 'import boto3
+for service in boto3.session.Session(region_name="us-west-2").get_available_services():
+    boto3.client(service, "us-west-2", aws_access_key_id="a", aws_secret_access_key="b")'
+    "$BUILDAH" rm "$container" >/dev/null
     grep -q "^login --username AWS --password-stdin ${1%%/*} (password of [1-9]" "$WORK/registry" ||
         die "build.sh did not log in to ${1%%/*}."
+}
+
+# measure_image IMAGE: its size on a worker's disk, and what a worker pulls: its layers, compressed as a push does it.
+measure_image() {
+    local container disk pulled
+    container=$("$BUILDAH" from --pull-never "$1")
+    disk=$(du -s --block-size=1MB "$("$BUILDAH" mount "$container")" | cut -f 1)
+    "$BUILDAH" rm "$container" >/dev/null
+    quietly "$BUILDAH" push --compression-format gzip "$1" "dir:$WORK/pushed"
+    pulled=$(du -s --block-size=1MB "$WORK/pushed" | cut -f 1)
+    rm -rf "$WORK/pushed"
+    printf 'worker image: %d MB, compressed %d MB, which take %d.%d s at 100 MB/s\n' \
+        "$disk" "$pulled" $((pulled / 100)) $((pulled / 10 % 10))
 }
 
 clean_up() {
@@ -311,5 +331,6 @@ prepare_buildah
 write_engine
 write_runner
 write_main
-"$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
+# The local AWS's jobs start containers, from the images that are there.
+RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
 step "passed: the image builds, and works"

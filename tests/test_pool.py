@@ -1,0 +1,368 @@
+"""
+AWSBatchExecutor(n) means n workers for as long as calls are outstanding, and what AWS does to them is an event, not
+the end of the run.
+
+Tests that change the whole local AWS (its clock, its quota, the login) have one of their own.
+"""
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cloudpickle
+import pytest
+
+import rios_awsbatch
+from tests.conftest import (
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, job_definition, local_aws, pids, square,
+    wait_until, write_main)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope='module')
+def aws(tmp_path_factory):
+    """A local AWS for this module: the environment of its user."""
+    with another_aws(tmp_path_factory.mktemp('aws')) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        yield stack.env
+
+
+def run_main(folder, env, text):
+    """Start a main script with the quick settings whose log is on its standard error."""
+    script = write_main(folder, '    import logging\n    logging.basicConfig(level=logging.INFO)\n' + text)
+    return subprocess.Popen([sys.executable, str(script)], env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def finish(process):
+    """Wait for a main script that must succeed: (standard output, standard error)."""
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def kill(run, number=signal.SIGKILL, most=100):
+    """Send a signal to workers of a run; how many there were."""
+    victims = pids(run)[:most]
+    for pid in victims:
+        os.kill(pid, number)
+    return len(victims)
+
+
+# ---------------------------------------------------------------------------------------------
+# Workers that are gone
+# ---------------------------------------------------------------------------------------------
+
+def test_run_longer_than_the_job_time_out_goes_on(tmp_path, aws):
+    """Five workers whose jobs are timed out after 10 s, 60 s of work."""
+    local_aws('speed', {'times': 6}, env=aws)
+    try:
+        out, err = finish(run_main(tmp_path, aws, '''
+            def tile(x):
+                time.sleep(0.5)
+                return x * x
+            with rios_awsbatch.AWSBatchExecutor(5, timeout=60) as executor:
+                assert list(executor.map(tile, range(120), buffersize=20)) == [x * x for x in range(120)]
+                print(executor.stats()['lost'], executor.stats()['replaced'])
+            '''))
+    finally:
+        local_aws('speed', {'times': 1}, env=aws)
+    lost, replaced = map(int, out.split())
+    assert lost >= 5 and replaced >= 5
+    assert 'job time-out' in err and 'in place of those that are gone' in err
+
+
+def test_workers_that_fail_for_good_are_replaced(caplog):
+    """Three of four are gone in mid-run, and Batch does not start them again: soon there are four."""
+    caplog.set_level(logging.INFO)
+    with job_definition(retry={'attempts': 1}) as name, rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
+        assert executor.wait_for_workers(4, PATIENCE) == 4
+        futures = [executor.submit(square, x, 0.3) for x in range(120)]
+        assert kill(executor.run, most=3) == 3
+        wait_until(lambda: executor.stats()['lost'] == 3)
+        assert executor.stats()['workers_up'] <= 4
+        wait_until(lambda: executor.stats()['replaced'] == 3 and executor.stats()['workers_up'] == 4)
+        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(120)]
+    assert re.search(r'Workers? .*exit code 137', caplog.text)
+    assert_nothing_left(executor.run)
+
+
+def test_random_kills_lose_no_block_and_give_none_up():
+    """300 blocks, and every 0.3 s a worker is killed at random."""
+    rng, stop, killed = random.Random(os.urandom(8)), threading.Event(), []
+
+    def killer():
+        while not stop.wait(0.3):
+            if executor.stats()['workers_up']:      # on a busy machine some must get so far
+                victims = pids(executor.run)
+                if victims:
+                    killed.append(rng.choice(victims))
+                    try:
+                        os.kill(killed[-1], signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+    with rios_awsbatch.AWSBatchExecutor(4) as executor:
+        executor.wait_for_workers(4, PATIENCE)
+        thread = threading.Thread(target=killer)
+        thread.start()
+        try:
+            results = list(executor.map(square, range(300), [0.1] * 300))
+        finally:
+            stop.set()
+            thread.join()
+    assert results == [x * x for x in range(300)]
+    assert len(killed) > 5
+    assert_nothing_left(executor.run)
+
+
+def test_idle_workers_come_back_when_there_are_calls_for_them():
+    """Three of four end idle while one computes for long; then all four are wanted again."""
+    environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
+    with job_definition(environment=environment) as name, rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
+        executor.wait_for_workers(4, PATIENCE)
+        long = executor.submit(square, 1, 12)
+        wait_until(lambda: executor.stats()['workers_up'] == 1)
+        assert long.result(PATIENCE) == 1
+        futures = [executor.submit(square, x, 0.5) for x in range(80)]
+        wait_until(lambda: executor.stats()['workers_up'] == 4)
+        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(80)]
+        assert executor.stats()['lost'] == 0
+
+
+def test_idle_time_out_below_the_visibility_time_out_is_refused():
+    environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '1'}]
+    with job_definition(environment=environment) as name, rios_awsbatch.AWSBatchExecutor(1, job_definition=name) as executor:
+        with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor, match='RIOS_NOMSG_TIMEOUT .* visibility'):
+            executor.submit(square, 1).result(PATIENCE)
+
+
+def test_block_that_ends_its_process_costs_no_worker():
+    """exit(1) in compiled code, and a crash: that block alone fails, and says how."""
+    def tile(x):
+        import ctypes
+        if x == 5:
+            ctypes.CDLL(None).exit(1)
+        if x == 6:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(3) as executor:
+        futures = [executor.submit(tile, x) for x in range(20)]
+        for x, said in (5, 'exit code 1'), (6, 'SIGSEGV.*compiled code'):
+            with pytest.raises(rios_awsbatch.AWSBatchException, match='tried 3 times.*' + said):
+                futures[x].result(PATIENCE)
+        assert [future.result(PATIENCE) for x, future in enumerate(futures) if x not in (5, 6)] == [
+            x for x in range(20) if x not in (5, 6)]
+        assert executor.stats()['lost'] == 0
+
+
+def test_spot_reclaims_are_no_tries_of_a_block(tmp_path, aws):
+    """The instance of the only worker is taken away without a notice, five times."""
+    process = run_main(tmp_path, aws, '''
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            print(executor.submit(lambda: (time.sleep(6), 7)[1]).result())
+        ''')
+    for _ in range(5):
+        job = wait_until(lambda: local_aws('jobs', env=aws)['jobs'])[0]
+        time.sleep(2)
+        local_aws('jobs/interrupt', {'jobId': job['jobId'], 'notice': False}, env=aws)
+        wait_until(lambda: job['pid'] not in [each['pid'] for each in local_aws('jobs', env=aws)['jobs']])
+    assert finish(process)[0] == '7\n'
+
+
+def test_main_script_that_slept_longer_than_its_lease_goes_on(tmp_path, aws):
+    """A closed laptop: its workers have ended when it wakes, and others take their place."""
+    process = run_main(tmp_path, aws, '''
+        def tile(x):
+            time.sleep(0.1)
+            return x
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            futures = [executor.submit(tile, x) for x in range(100)]
+            futures[0].result()
+            print(executor.run, flush=True)
+            assert [future.result() for future in futures] == list(range(100))
+        ''')
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
+    process.send_signal(signal.SIGCONT)
+    assert 'in place of those that are gone' in finish(process)[1]
+
+
+def test_wrong_image_that_was_pushed_in_mid_run_is_refused_alone(tmp_path):
+    """A worker that is started again gets the new `latest`; the other one goes on with the old."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        process = run_main(tmp_path, stack.env, '''
+            def tile(x):
+                time.sleep(0.2)
+                return x
+            with rios_awsbatch.AWSBatchExecutor(2) as executor:
+                executor.wait_for_workers(2)
+                futures = [executor.submit(tile, x) for x in range(60)]
+                print(executor.run, flush=True)
+                assert [future.result() for future in futures] == list(range(60))
+            ''')
+        assert process.stdout.readline()
+        other = tmp_path / 'other.py'
+        other.write_text('import platform, runpy, sys\nplatform.python_version = lambda: "3.5.1"\n'
+                         'sys.argv[0] = "worker.py"\nimport os\n'
+                         'runpy.run_path(os.path.join(os.path.dirname(__file__), "worker.py"), run_name="__main__")\n')
+        stack.push('BatchECR', other)
+        os.kill(local_aws('jobs', env=env)['jobs'][0]['pid'], signal.SIGKILL)
+        _, err = finish(process)
+        assert re.search(r'is refused\. The main script has Python .* image has Python 3.5.1', err)
+
+
+# ---------------------------------------------------------------------------------------------
+# Workers that do not come
+# ---------------------------------------------------------------------------------------------
+
+def test_container_that_does_not_start_at_first_is_no_event_for_the_user(tmp_path, aws):
+    local_aws('starts', {'fail': 2}, env=aws)
+    assert finish(run_main(tmp_path, aws, '''
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            print(list(executor.map(abs, range(-3, 0))))
+        '''))[0] == '[3, 2, 1]\n'
+
+
+def test_wait_for_a_worker_is_told_with_what_batch_says(tmp_path, aws):
+    """The account's quota is used up; when that has passed, the run goes on."""
+    local_aws('quota', {'vcpus': 0}, env=aws)
+    process = run_main(tmp_path, aws, '''
+        rios_awsbatch.TELL_SECONDS = 2
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            print(executor.submit(abs, -3).result())
+        ''')
+    try:
+        lines = iter(process.stderr.readline, '')
+        told = [next(line for line in lines if 'No worker has come up' in line) for _ in range(2)]
+    finally:
+        local_aws('quota', {}, env=aws)
+    assert 'RUNNABLE' in told[0] and 'CAPACITY' in told[1] and 'vCPU quota' in told[1]
+    assert finish(process)[0] == '3\n'
+
+
+def test_start_time_out_bounds_the_wait(tmp_path, aws):
+    local_aws('quota', {'vcpus': 0}, env=aws)
+    try:
+        process = run_main(tmp_path, dict(aws, RIOS_AWSBATCH_START_TIMEOUT='3'), '''
+            with rios_awsbatch.AWSBatchExecutor(2) as executor:
+                executor.submit(abs, -3).result()
+            ''')
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        local_aws('quota', {}, env=aws)
+    assert process.returncode == 1
+    assert 'No worker has come up within 3 seconds (RIOS_AWSBATCH_START_TIMEOUT)' in err
+
+
+@pytest.mark.parametrize('value', ['soon', '-1', '0'])
+def test_bad_start_time_out_starts_nothing(value, monkeypatch):
+    monkeypatch.setenv('RIOS_AWSBATCH_START_TIMEOUT', value)
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='RIOS_AWSBATCH_START_TIMEOUT'):
+        rios_awsbatch.AWSBatchExecutor(1)
+
+
+def test_misconfiguration_ends_the_run_with_the_remedy(tmp_path, aws):
+    """More memory than any instance has: that does not pass."""
+    process = run_main(tmp_path, aws, '''
+        with rios_awsbatch.AWSBatchExecutor(1, memory=9_000_000) as executor:
+            executor.submit(abs, -3).result()
+        ''')
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert re.search('No worker can start: AWS Batch says MISCONFIGURATION.*--mem', err)
+
+
+def test_forgotten_image_starts_nothing(tmp_path):
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create()
+        process = run_main(tmp_path, stack.env, 'rios_awsbatch.AWSBatchExecutor(1)')
+        _, err = process.communicate(timeout=PATIENCE)
+        assert 'There is no image for the workers' in err and 'scripts/build.sh' in err
+        assert not stack.queues() and not stack.objects()
+
+
+# ---------------------------------------------------------------------------------------------
+# A login that expires
+# ---------------------------------------------------------------------------------------------
+
+def test_expired_login_in_mid_run_is_waited_for(tmp_path, aws):
+    """Longer than the lease, so that the workers end meanwhile."""
+    process = run_main(tmp_path, aws, '''
+        def tile(x):
+            time.sleep(0.1)
+            return x
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            futures = [executor.submit(tile, x) for x in range(100)]
+            futures[0].result()
+            print('going', flush=True)
+            assert [future.result() for future in futures] == list(range(100))
+        ''')
+    assert process.stdout.readline() == 'going\n'
+    local_aws('login', {'expired': True}, env=aws)
+    try:
+        lines = iter(process.stderr.readline, '')
+        assert 'The run goes on' in next(line for line in lines if 'login has expired' in line)
+        wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
+    finally:
+        local_aws('login', {'expired': False}, env=aws)
+    finish(process)
+
+
+def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):
+    process = run_main(tmp_path, aws, '''
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            executor.wait_for_workers()
+            print('going', flush=True)
+            executor.submit(time.sleep, 1000).result()
+        ''')
+    assert process.stdout.readline() == 'going\n'
+    local_aws('login', {'expired': True}, env=aws)
+    try:
+        lines = iter(process.stderr.readline, '')
+        next(line for line in lines if 'login has expired' in line)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        local_aws('login', {'expired': False}, env=aws)
+    assert 'KeyboardInterrupt' in err and 'scripts/status.sh --clean' in err
+    wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
+    done = subprocess.run([SCRIPTS / 'status.sh', '--clean'], env=aws, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# What a user sees of it
+# ---------------------------------------------------------------------------------------------
+
+def test_output_of_workers_comes_home_when_asked_for(monkeypatch, caplog):
+    monkeypatch.setenv('RIOS_AWSBATCH_WORKER_OUTPUT', '1')
+
+    def tile(x):
+        for n in range(1000 if x == 3 else 1):
+            print('looking at', x, n)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        assert list(executor.map(tile, range(4))) == list(range(4))
+    said = [record.getMessage() for record in caplog.records if 'looking at' in record.getMessage()]
+    assert 'tile(2): looking at 2 0' in '\n'.join(said)
+    assert 3 < len(said) < 50           # bounded
+
+
+def test_lease_tells_how_a_run_is_doing():
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        list(executor.map(square, range(7)))
+        channel = executor._run.channel
+
+        def lease():
+            return json.load(channel.s3.get_object(Bucket=channel.bucket, Key=channel.folder + 'lease')['Body'])
+        wait_until(lambda: lease()['done'] == 7)
+        assert lease()['workers'] == 2 and lease()['now'] >= lease()['began']

@@ -1,0 +1,287 @@
+"""
+The data stays on S3: workers read and write there themselves.
+
+RIOS_AWSBATCH_TEST_SCENES=38 makes the mosaic of 38 x 38 scenes, which is 1 GB, instead of a small one.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy
+import pytest
+from osgeo import gdal
+from osgeo_utils.samples import validate_cloud_optimized_geotiff
+
+import rios_awsbatch
+from tests.conftest import PATIENCE, ROOT, Stack, another_aws, local_aws, wait_until, write_main
+from tests.test_examples import EXAMPLES, SCENE
+from tests.test_permissions import user_with_main_policy
+from tests.test_rios import every
+
+import mosaic_s3    # an example: test_examples has put their folder on the path
+
+gdal.UseExceptions()
+SCENES = int(os.environ.get('RIOS_AWSBATCH_TEST_SCENES', 3))
+BLOCKSIZE = 512 if SCENES < 10 else 2048
+
+
+class Scientist:
+    """
+    An AWS of its own that enforces policies; a stack that may read one folder of a bucket and write another;
+    a user who has the stack's policy for main scripts and may use these two folders.
+    """
+
+    def __init__(self, env, folder):
+        self.folder, self.bucket = folder, 'mosaics'
+        arn = 'arn:aws:s3:::' + self.bucket
+        self.stack = Stack(
+            env=env, ReadBuckets=arn + '/in', WriteBuckets=arn + '/out', ListBuckets=arn,
+            ListPrefixes='in/*,out/*')
+        self.s3 = self.stack.client('s3')
+        place = {'LocationConstraint': rios_awsbatch.REGION}
+        for name in (self.bucket, 'somebody-elses'):
+            self.s3.create_bucket(Bucket=name, CreateBucketConfiguration=place)
+        self.stack.create().push('BatchECR', ROOT / 'worker.py')
+        self.env, user = user_with_main_policy(self.stack)
+        self.env['PYTHONPATH'] = str(ROOT)
+        iam = self.stack.client('iam')
+        role, = [role['RoleName'] for role in iam.list_roles()['Roles'] if 'MainRole' in role['RoleName']]
+        for name in iam.list_role_policies(RoleName=role)['PolicyNames']:
+            document = iam.get_role_policy(RoleName=role, PolicyName=name)['PolicyDocument']
+            iam.put_user_policy(
+                UserName=user.rpartition('/')[2], PolicyName=name, PolicyDocument=json.dumps(document))
+        local_aws('iam', {'enforced': True}, env=env)
+
+    def upload(self, path, key):
+        self.s3.upload_file(str(path), self.bucket, key)
+        return 's3://{}/{}'.format(self.bucket, key)
+
+    def objects(self, prefix):
+        pages = self.s3.get_paginator('list_objects_v2').paginate(Bucket=self.bucket, Prefix=prefix)
+        return [item['Key'] for page in pages for item in page.get('Contents', [])]
+
+    def download(self, prefix):
+        """All objects, into a local folder."""
+        folder = self.folder / prefix.replace('/', '-')
+        folder.mkdir()
+        for key in self.objects(prefix):
+            self.s3.download_file(self.bucket, key, str(folder / key.rpartition('/')[2]))
+        return folder
+
+    def run(self, script, *args):
+        """Run a main script on this computer, to its end: what it prints."""
+        done = subprocess.run(
+            [sys.executable, str(script), *map(str, args)], env=self.env, capture_output=True, text=True,
+            timeout=PATIENCE * (1 if SCENES < 10 else 10))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self, script, *args, path=()):
+        """Run a main script as a job, with what it imports in the folders of `path`: what it prints."""
+        self.stack.push('BatchECRMain', script, 'PYTHONPATH=' + os.pathsep.join(map(str, path)))
+        local_aws('iam', {'enforced': True}, env=self.stack.env)
+        done = self.stack.run('submit.sh', '--wait', '--', *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def denials(self):
+        return local_aws('iam', env=self.stack.env)['denials']
+
+
+@pytest.fixture(scope='module')
+def scientist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('s3')
+    with another_aws(folder) as env:
+        yield Scientist(env, folder)
+
+
+@pytest.fixture(scope='module')
+def mosaic(scientist):
+    """A mosaic of two images side by side, in tiles; their names."""
+    scene = gdal.Open(str(SCENE))
+    place, names = list(scene.GetGeoTransform()), []
+    for name, columns in (('left', SCENES // 2), ('right', SCENES - SCENES // 2)):
+        path = str(scientist.folder / name) + '.tif'
+        shape = scene.RasterXSize * columns, scene.RasterYSize * SCENES
+        image = gdal.GetDriverByName('GTiff').Create(path, *shape, 6, gdal.GDT_Byte, [
+            'TILED=YES', 'BLOCKXSIZE=512', 'BLOCKYSIZE=512', 'INTERLEAVE=BAND', 'BIGTIFF=IF_SAFER'])
+        image.SetGeoTransform(place)
+        image.SetSpatialRef(scene.GetSpatialRef())
+        row = numpy.tile(scene.ReadAsArray(), (1, 1, columns))
+        for number in range(SCENES):
+            image.WriteArray(row, 0, number * scene.RasterYSize)
+        image = None
+        place[0] += shape[0] * place[1]
+        names.append(scientist.upload(path, 'in/{}.tif'.format(name)))
+        os.remove(path)
+    return names
+
+
+def assert_is_right(path):
+    """The pixels are those that one process computes from the whole mosaic at once."""
+    dataset, margin = gdal.Open(str(path)), mosaic_s3.MARGIN
+    whole = numpy.tile(gdal.Open(str(SCENE)).ReadAsArray(), (1, SCENES, SCENES))
+    assert (dataset.RasterYSize, dataset.RasterXSize) == whole.shape[1:]
+    whole = numpy.pad(whole, [(0, 0), (margin, margin), (margin, margin)])
+    for top in range(0, dataset.RasterYSize, 1000):
+        rows = min(1000, dataset.RasterYSize - top)
+        expected = mosaic_s3.compute(whole[:, top:top + rows + 2 * margin], red=3, nir=4)
+        assert numpy.array_equal(dataset.ReadAsArray(0, top, dataset.RasterXSize, rows), expected)
+
+
+def assert_is_cog(path):
+    errors = validate_cloud_optimized_geotiff.validate(str(path), full_check=True)[:2]
+    assert errors == ([], [])
+    dataset = gdal.Open(str(path))
+    band = dataset.GetRasterBand(1)
+    smallest = band.GetOverview(band.GetOverviewCount() - 1)
+    assert max(smallest.XSize, smallest.YSize) <= 512
+    assert band.GetDescription() == mosaic_s3.BANDS[0] and band.GetNoDataValue() == mosaic_s3.NODATA
+    pixels, mean = smallest.ReadAsArray(), band.ComputeStatistics(False)[2]
+    assert pixels[pixels != mosaic_s3.NODATA].mean() == pytest.approx(mean, abs=0.02)
+
+
+def quick_mosaic(folder, examples=EXAMPLES):
+    """mosaic_s3.py with the quick settings of the tests."""
+    return write_main(folder, '''
+        sys.path.insert(0, {!r})
+        import cloudpickle, mosaic_s3
+        cloudpickle.register_pickle_by_value(mosaic_s3)
+        mosaic_s3.main()
+    '''.format(str(examples)))
+
+
+def test_mosaic_is_that_of_one_process_with_workers_killed(scientist, mosaic, tmp_path):
+    """Three times a worker is killed, when some more pieces are there."""
+    killed = []
+
+    def kill():
+        for number in (1, 3, 5):
+            wait_until(lambda: len(scientist.objects('out/killed/0')) >= number, PATIENCE)
+            killed.append(random.choice(local_aws('jobs', env=scientist.stack.env)['jobs'])['pid'])
+            os.kill(killed[-1], signal.SIGKILL)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said = scientist.run(quick_mosaic(tmp_path), *mosaic, 's3://mosaics/out/killed/', '--workers', 4,
+                         '--blocksize', BLOCKSIZE, '--cog')
+    killer.join()
+    blocks = len(scientist.objects('out/killed/0'))
+    assert '{} blocks computed, 0 kept'.format(blocks) in said
+    assert len(killed) == 3 and scientist.denials() == []
+    folder = scientist.download('out/killed/')
+    assert len(list(folder.iterdir())) == blocks + 3      # mosaic.vrt, mosaic.tif, input.vrt
+    assert_is_right(folder / 'mosaic.vrt')
+    assert_is_right(folder / 'mosaic.tif')
+    assert_is_cog(folder / 'mosaic.tif')
+    for piece in folder.glob('0*.tif'):
+        assert validate_cloud_optimized_geotiff.validate(str(piece))[:2] == ([], [])
+
+
+def test_mosaic_as_a_job_is_that_of_one_process(scientist, mosaic):
+    said = scientist.submit(
+        EXAMPLES / 'mosaic_s3.py', *mosaic, 's3://mosaics/out/job', '--workers', 2, '--blocksize', BLOCKSIZE,
+        '--cog', path=[EXAMPLES])
+    assert 'blocks computed, 0 kept' in said and scientist.denials() == []
+    folder = scientist.download('out/job/')
+    assert_is_right(folder / 'mosaic.vrt')
+    assert_is_right(folder / 'mosaic.tif')
+
+
+def test_resume_keeps_what_the_same_input_function_and_parameters_have_made(scientist, tmp_path):
+    key = 'in/changing.tif'
+    scene = scientist.upload(SCENE, key)
+    script = quick_mosaic(tmp_path)
+
+    def made(*options):
+        said = scientist.run(script, scene, 's3://mosaics/out/resumed', '--workers', 2, *options)
+        return said.partition(': ')[2].rstrip() == '1 blocks computed, 0 kept'
+    assert made()
+    assert not made('--resume')
+    assert made()
+    assert made('--resume', '--red', 2)
+    assert not made('--resume', '--red', 2)
+    scientist.s3.put_object(Bucket=scientist.bucket, Key=key, Body=SCENE.read_bytes() + b'changed')
+    assert made('--resume', '--red', 2)
+    scientist.s3.delete_object(Bucket=scientist.bucket, Key=scientist.objects('out/resumed/0')[0])
+    assert made('--resume', '--red', 2)
+    changed = tmp_path / 'examples'
+    shutil.copytree(EXAMPLES, changed, ignore=shutil.ignore_patterns('data'))
+    text = (changed / 'mosaic_s3.py').read_text()
+    (changed / 'mosaic_s3.py').write_text(text.replace('red + nir > 0', 'red + nir > 1', 1))
+    script = quick_mosaic(tmp_path, changed)
+    assert made('--resume', '--red', 2)
+    assert not made('--resume', '--red', 2)
+
+
+@every()
+def test_rios_reads_and_writes_s3(source, scientist):
+    """On this computer and as a job: the same pixels as from a file to a file."""
+    script, scene = EXAMPLES / 'texture_rios.py', scientist.upload(SCENE, 'in/scene.tif')
+    options = '--blocksize', 128, '--radius', 1, '--workers', 2
+    folders = [*source.folders, ROOT]
+    path = os.pathsep.join(map(str, folders))
+    scientist.stack.push('BatchECR', ROOT / 'worker.py', 'PYTHONPATH=' + path)
+    scientist.env['PYTHONPATH'] = path
+    names = ['{}-{}.tif'.format(source.name, where) for where in ('here', 'job', 'serial')]
+    scientist.run(script, scene, 's3://mosaics/out/rios/' + names[0], *options)
+    scientist.submit(script, scene, 's3://mosaics/out/rios/' + names[1], *options, path=[*folders, EXAMPLES])
+    subprocess.run(
+        [sys.executable, script, SCENE, scientist.folder / names[2], *map(str, options), '--serial'],
+        env=source.environment(), check=True, capture_output=True)
+    for name in names[:2]:
+        scientist.s3.download_file(scientist.bucket, 'out/rios/' + name, str(scientist.folder / name))
+    here, job, serial = (gdal.Open(str(scientist.folder / name)).ReadAsArray() for name in names)
+    assert serial.std() > 0
+    assert numpy.array_equal(here, serial) and numpy.array_equal(job, serial)
+    assert scientist.denials() == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Paths that a worker cannot reach
+# ---------------------------------------------------------------------------------------------
+
+OPENS = '''
+    import json, traceback
+    from osgeo import gdal
+    if sys.argv[1] == 'exceptions':
+        gdal.UseExceptions()
+
+    def columns(path):
+        return gdal.Open(path).RasterXSize, gdal.GetUseExceptions()
+
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        for path in sys.argv[2:]:
+            try:
+                print(json.dumps(executor.submit(columns, path).result()))
+            except Exception as error:
+                print(json.dumps(''.join(traceback.format_exception(error))))
+'''
+
+
+def opened(scientist, tmp_path, exceptions, *paths):
+    lines = scientist.run(write_main(tmp_path, OPENS), exceptions, *paths).splitlines()
+    assert len(lines) == len(paths)
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('exceptions', ['exceptions', 'none'])
+def test_gdal_in_a_worker_raises_exceptions_as_in_the_main_script(exceptions, scientist, tmp_path):
+    scientist.upload(SCENE, 'in/scene.tif')
+    answer, = opened(scientist, tmp_path, exceptions, '/vsis3/mosaics/in/scene.tif')
+    assert answer == [349, 1 if exceptions == 'exceptions' else 0]
+
+
+@pytest.mark.parametrize('path, advice', [
+    ('/vsis3/mosaics/in/nosuch.tif', 'no such'),
+    ('/vsis3/somebody-elses/scene.tif', '--readbucket'),
+    ('/home/ann/images/scene.tif', '/vsis3/'), ('scene.tif', '/vsis3/')])
+def test_path_that_a_worker_cannot_reach_is_a_sentence(path, advice, scientist, tmp_path):
+    """It names the path, says that the worker has no such file, and what to do."""
+    said, = opened(scientist, tmp_path, 'exceptions', path)
+    assert path in said and 'worker' in said.lower(), said
+    assert advice.lower() in said.lower(), said
