@@ -258,11 +258,12 @@ def left_on_aws(source):
 
 # A main script tells which runs are its own, for those that must leave nothing.
 TELL_RUNS = '''
-begin = rios_awsbatch.AWSBatchExecutor._start_workers
-def told(self):
-    print('run', self.run, flush=True)
-    begin(self)
-rios_awsbatch.AWSBatchExecutor._start_workers = told
+begin = rios_awsbatch.AWSBatchExecutor.__init__
+def told(self, *args, **options):
+    begin(self, *args, **options)
+    print('run', self.stats()['run'], flush=True)
+import functools
+rios_awsbatch.AWSBatchExecutor.__init__ = functools.wraps(begin)(told)
 '''
 
 
