@@ -1958,7 +1958,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.run = self.buffer = self.readers = None
+        self.run = self.buffer = self.readers = self.timings = None
         self.outObjList, self.answers = [], queue.SimpleQueue()     # (blockDefn, future) when done
 
     def startWorkers(self, numWorkers=None, **given):
@@ -2010,11 +2010,12 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         """Have RIOS read in the main script, as it does for computeWorkersRead=False."""
         from rios.imagereader import ReadWorkerMgr
         from rios.structures import BlockBuffer, RasterizationMgr
-        controls, self.readers = self.run.function.controls, ReadWorkerMgr()
+        controls, readers = self.run.function.controls, ReadWorkerMgr()
         self.buffer = BlockBuffer(given['infiles'], controls.concurrency.numReadWorkers, None, 0, 'read')
-        self.readers.startReadWorkers(
+        readers.startReadWorkers(
             given['blockList'], given['infiles'], given['allInfo'], controls, given['tmpfileMgr'],
             RasterizationMgr(), given['workinggrid'], self.buffer, self.timings, self.exceptionQue)
+        self.readers = readers
 
     def _send(self):
         """Send blocks while there is room; whether the readers are ahead of the workers."""
