@@ -57,6 +57,7 @@ import hmac
 import importlib
 import importlib.metadata
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -222,6 +223,7 @@ def explain(error, doing):
         doing, STACK_NAME, REGION, text.format(said)))
 
 
+@functools.lru_cache
 def _is_region(name):
     session = boto3.session.Session()
     return any(name in session.get_available_regions('batch', partition)
@@ -341,7 +343,50 @@ def dumps(thing):
     main = sys.modules.get('__mp_main__')
     if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
         cloudpickle.register_pickle_by_value(main)
-    return cloudpickle.dumps(thing, protocol=5)
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=5).dump(thing)
+        return file.getvalue()
+
+
+def _reduce_cached(fn):
+    """A function of the script with a cache, which cloudpickle takes for one that workers can import."""
+    module = sys.modules.get(fn.__module__)
+    by_value = {'__main__', '__mp_main__'} | cloudpickle.list_registry_pickle_by_value()
+    parents = itertools.accumulate(fn.__module__.split('.'), '{}.{}'.format)
+    if getattr(module, fn.__qualname__, None) is fn and by_value.isdisjoint(parents):
+        return fn.__reduce__()
+    return _cached, (fn.__wrapped__, fn.cache_parameters())
+
+
+def _cached(wrapped, parameters):
+    return functools.lru_cache(**parameters)(wrapped)
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    dispatch_table = collections.ChainMap(
+        {type(_is_region): _reduce_cached}, cloudpickle.CloudPickler.dispatch_table)
+
+
+class _Results(pickle.Unpickler):
+    """Unpickles results. A class of the script that comes back with one stays as it is here."""
+    known = ()
+
+    def find_class(self, module, name):
+        found = super().find_class(module, name)
+        if module == 'cloudpickle.cloudpickle' and name == '_make_skeleton_class':
+            return functools.partial(self._make, found)
+        if module == 'cloudpickle.cloudpickle' and name == '_class_setstate':
+            return functools.partial(self._set, found)
+        return found
+
+    def _make(self, make, *args):
+        is_known = args[4] in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+        made = make(*args)
+        self.known += (made,) if is_known else ()
+        return made
+
+    def _set(self, set_state, cls, state):
+        return cls if cls in self.known else set_state(cls, state)
 
 
 def pack(data):
@@ -418,7 +463,7 @@ class Channel:
         """
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
-        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(payload))
+        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed))
         if packed is not payload:
             header['packed'] = True
         if len(packed) > INLINE_BYTES:
@@ -592,8 +637,8 @@ def shared(token):
 
 class _Call:
     """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'size', 'digest', 'function', 'payload', 'prepared', 'message',
-                 'object', 'queued', 'sent', '_unclaimed')
+    __slots__ = ('id', 'future', 'label', 'size', 'bytes', 'digest', 'function', 'payload', 'prepared',
+                 'message', 'object', 'queued', 'sent', '_unclaimed')
 
     def __init__(self, number, label, digest, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
@@ -601,7 +646,7 @@ class _Call:
         self.future = concurrent.futures.Future()
         # What takes time is done ahead of the thread that sends.
         self.prepared = threading.Event() if function or len(payload) > PACK_BYTES else None
-        self.message = self.object = self.sent = None
+        self.message = self.object = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
 
@@ -665,7 +710,8 @@ class _Run:
         self.revoked = set()                # ids of cancelled calls that are in the queue
         self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
         self.jobs = {}                      # Batch jobs that have not ended, by their ids
-        self.up = {}                        # workers that are up: number (str) to versions
+        self.up = {}                        # workers that are up: number (str) to start
+        self.starts = set()                 # all of them that there were
         self.quiet = set()                  # those that have said why they end
         self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
         self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
@@ -708,10 +754,17 @@ class _Run:
             'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
             'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
         self.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME, region=REGION,
-                  vcpus=self.stack.get('BatchVCPUS'), memory=self.stack.get('BatchMemory'),
-                  inline_bytes=INLINE_BYTES)
+                  inline_bytes=INLINE_BYTES, vcpus=self._vcpus(), memory=self._need('MEMORY'))
         self.opened = time.monotonic()
         self._start_workers(self.workers)
+
+    def _need(self, kind):
+        """What this run asks for instead of the stack's (str), or None."""
+        needs = self.overrides.get('resourceRequirements', ())
+        return next((need['value'] for need in needs if need['type'] == kind), None)
+
+    def _vcpus(self):
+        return self._need('VCPU') or self.stack.get('BatchVCPUS')
 
     def _start_workers(self, count):
         """Submit a job for so many workers: the first ones, and those in place of others that are gone."""
@@ -865,7 +918,7 @@ class _Run:
                 call.message, header = self.persist(
                     'sending a call to the workers',
                     lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
-                call.object = header.get('object')
+                call.object, call.bytes = header.get('object'), header.get('bytes')     # as it travels
         except Exception as error:
             self.stored.discard(call.digest)
             self._settle(call, error=error)
@@ -989,9 +1042,12 @@ class _Run:
             if not self.up:
                 self.break_off(wrong)
             return
-        if worker in self.up:
+        if header['start'] in self.starts:      # SQS has delivered it twice
+            return
+        self.starts.add(header['start'])
+        if self.up.get(worker):
             self._lost([worker], 'AWS Batch has started it again')
-        self.up[worker] = header['versions']
+        self.up[worker] = header['start']
         self.seen_up = True
         self.note('up', worker=worker, time=time.time())
         self.wake.put(None)
@@ -1015,7 +1071,7 @@ class _Run:
                 data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
                 if data is None:
                     return
-                result = pickle.loads(data)
+                result = _Results(io.BytesIO(data)).load()
                 if header['kind'] == 'error':
                     error, remote = result
                     error.__cause__ = _RemoteTraceback(remote)
@@ -1023,7 +1079,7 @@ class _Run:
             log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
             error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(
                 call.label, refused))
-        except Exception as problem:
+        except BaseException as problem:        # sys.exit() in a result included
             error = AWSBatchException(
                 'The result of {} cannot be unpickled here: {}. What a function returns must be importable '
                 'by the main script too.'.format(call.label, _told(problem)))
@@ -1032,7 +1088,7 @@ class _Run:
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
         if self._settle(call, result, error, tally, header.get('worker')):
             self.futile = 0
-            self.note('block', label=call.label, bytes_in=call.size, bytes_out=header.get('bytes'),
+            self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
                       collected=time.time(), **times)
         self.spent.extend(filter(None, (call.object, header.get('object'))))
@@ -1248,7 +1304,7 @@ class _Run:
     def _put_lease(self):
         state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
                  'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'done': self.done(),
-                 'outstanding': len(self.calls), 'vcpus': self.stack.get('BatchVCPUS')}
+                 'outstanding': len(self.calls), 'vcpus': self._vcpus()}
         self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
                                    Body=json.dumps(state).encode())
 
@@ -1368,10 +1424,11 @@ def _told(error):
 
 
 def _name(fn):
-    for thing in (fn, getattr(fn, 'func', None)):
-        name = getattr(thing, '__name__', None)
-        if isinstance(name, str):
-            return name[:80]
+    with contextlib.suppress(Exception):        # getattr may run code of the script
+        for thing in (fn, getattr(fn, 'func', None)):
+            name = getattr(thing, '__name__', None)
+            if isinstance(name, str):
+                return name[:80]
     return type(fn).__name__
 
 
@@ -1511,7 +1568,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
                             ('timeout', timeout)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError('{} must be a whole number above zero, not {!r}.'.format(name, value))
+                raise ValueError('{} must be greater than 0 and a whole number, not {!r}'.format(name, value))
         if (max_workers or 1) > MAX_ARRAY:
             raise ValueError('AWS Batch starts at most 10,000 workers for a run, not {}.'.format(max_workers))
         if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
@@ -1569,9 +1626,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         if chunksize < 1:
             raise ValueError('chunksize must be >= 1.')
-        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
-            raise ValueError('buffersize must be None or a whole number above zero, not {!r}.'.format(
-                buffersize))
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError('buffersize must be an integer or None')
+        if buffersize is not None and buffersize < 1:
+            raise ValueError('buffersize must be None or > 0')
         deadline = None if timeout is None else time.monotonic() + timeout
         arguments, run = zip(*iterables), self._run
         function = None

@@ -65,6 +65,7 @@ class Computer:
     def __init__(self, pipe):
         self.pipe, self.pid = pipe, os.getpid()
         self.blobs = collections.OrderedDict()
+        self.space, self.set = {}, {}       # globals of the initializer, and those that it has set
 
     def run(self):
         if os.environ.get('RIOSOutput'):
@@ -72,20 +73,28 @@ class Computer:
         for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        call = self.pipe.recv()         # now the worker listens
         if os.environ.get('RIOSInitializer'):
             try:
-                initializer, initargs = pickle.loads(self.blob(os.environ['RIOSInitializer']))
-                initializer(*initargs)
+                self.initialize()
             except BaseException as error:
                 self.pipe.send(('broken', traceback_of(error), ()))
                 return
         while True:
-            header, payload = self.pipe.recv()
-            kind, data = self.compute(header, payload)
-            output = self.output.take() if os.environ.get('RIOSOutput') else ()
-            header = payload = None
-            self.pipe.send((kind, data, output))
+            kind, data = self.compute(*call)
+            call = None
+            self.pipe.send((kind, data, self.output.take() if os.environ.get('RIOSOutput') else ()))
             data = None
+            call = self.pipe.recv()
+
+    def initialize(self):
+        """Call the initializer; what it has set of the script's globals is there for every call."""
+        initializer, initargs = pickle.loads(self.blob(os.environ['RIOSInitializer']))
+        self.space = globals_of(initializer)
+        before = dict(self.space)
+        initializer(*initargs)
+        self.set = {name: value for name, value in self.space.items()
+                    if name not in before or before[name] is not value}
 
     def blob(self, digest):
         """A function or shared data, which the worker fetches once."""
@@ -110,13 +119,15 @@ class Computer:
                 gdal.UseExceptions()
             function = pickle.loads(self.blob(header['fn']))
             args, kwargs = pickle.loads(payload)
+            if self.set and globals_of(function).get('__name__') == self.space.get('__name__'):
+                globals_of(function).update(self.set)       # as if both were of one module here too
             result = function(*args, **kwargs)
             if os.getpid() != self.pid:         # a fork that came back from the function
                 os._exit(0)
             function = args = kwargs = None
             try:
                 return 'result', cloudpickle.dumps(result, protocol=5)
-            except Exception as error:
+            except BaseException as error:
                 raise problem(
                     'The result of {}, a {}, cannot be pickled, so it cannot travel to the main script: {}. '
                     'Return arrays, numbers and text; open files and GDAL datasets stay in the '
@@ -145,10 +156,12 @@ class Computer:
         print('{} failed:\n{}'.format(label, text), file=sys.stderr, flush=True)
         try:
             data = cloudpickle.dumps((error, text), protocol=5)
-            pickle.loads(data)          # not every exception that can be pickled can be unpickled
-            return data
-        except Exception:
-            return cloudpickle.dumps((problem('{} raised {}'.format(label, told(error))), text), protocol=5)
+            # Not every exception that can be pickled can be unpickled.
+            if isinstance(pickle.loads(data)[0], BaseException):
+                return data
+        except BaseException:
+            pass
+        return cloudpickle.dumps((problem('{} raised {}'.format(label, told(error))), text), protocol=5)
 
 
 class Tee:
@@ -169,6 +182,16 @@ class Tee:
         self.lines.clear()
         self.rest = ''
         return lines
+
+
+def globals_of(function):
+    """The globals of whatever function is behind a callable (dict)."""
+    for _ in range(9):
+        if hasattr(function, '__globals__'):
+            return function.__globals__
+        function = (getattr(function, 'func', None) or getattr(function, '__func__', None) or
+                    type(function).__call__)
+    return {}
 
 
 def shared(digest):
@@ -383,7 +406,8 @@ class Worker:
                 elapsed = time.monotonic() - self.started if self.current else 0
                 if self.ready and time.monotonic() - self.ready[0].held_since > HOLD_SECONDS + self.download:
                     self._give_back()
-                elif self.current and self.pace and elapsed < self.pace + HOLD_SECONDS:
+                    continue        # it let go of the lock: the current call may have ended meanwhile
+                if self.current and self.pace and elapsed < self.pace + HOLD_SECONDS:
                     left = max(0, self.pace - elapsed) + len(self.ready) * self.pace
                     if left < ahead:
                         return self._count(ahead - left), 1
@@ -600,7 +624,7 @@ def main():
             env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
             env['RIOSOutQueue'], env['RIOSRegion'])
         worker = Worker(channel, started, env)
-        worker._say('hello', versions=rios_awsbatch.versions())
+        worker._say('hello', versions=rios_awsbatch.versions(), start=time.time())
         wrong = rios_awsbatch.mismatch(json.loads(env['RIOSVersions']), rios_awsbatch.versions())
         if wrong:
             sys.exit(wrong)
@@ -622,6 +646,7 @@ def main():
 def compute(fileno):
     global computer
     os.setpgid(0, 0)                    # so that what it leaves behind can be ended with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
         file.write('1000')              # where memory is short it is this process that goes
     computer = Computer(multiprocessing.connection.Connection(int(fileno)))

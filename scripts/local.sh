@@ -87,8 +87,7 @@ start_server() {
     local tries=0
     until [[ -s $folder/port ]]; do
         if ! kill -0 "$server" 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
-            echo 'local.sh: the local AWS does not start:' >&2
-            tail -n 20 "$log" >&2
+            echo "local.sh: the local AWS does not start: $(tail -n 1 "$log")" >&2
             exit 1
         fi
         sleep 0.1

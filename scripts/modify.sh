@@ -55,7 +55,7 @@ value_of() {
 refuse_another_kind() {
     local fargate spot
     fargate=$(current Fargate) || fargate=no
-    spot=$(current Spot)
+    spot=$(current Spot) || spot=no
     [[ $fargate == "$(value_of Fargate)" && ($fargate == no || $spot == "$(value_of Spot)") ]] ||
         die "AWS Batch cannot change an environment to Fargate, or on Fargate to Spot or back. Make a second stack with scripts/create.sh --stackname NAME --servicename NAME, or delete this one first."
 }

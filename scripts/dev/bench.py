@@ -120,8 +120,22 @@ def peak_mb(pid='self'):
 
 
 def cpu_seconds(pid):
-    fields = pathlib.Path('/proc/{}/stat'.format(pid)).read_text().rpartition(')')[2].split()
+    fields = stat_of(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def stat_of(pid):
+    return pathlib.Path('/proc/{}/stat'.format(pid)).read_text().rpartition(')')[2].split()
+
+
+def processes(session):
+    """The processes of a job, which has a session of its own."""
+    found = []
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):      # it has ended meanwhile
+            if int(stat_of(folder.name)[3]) == session:
+                found.append(folder.name)
+    return found
 
 
 class Wire:
@@ -178,7 +192,8 @@ def metered(blocks, limit=None):
     wire, found, before = Wire(), {'blocks': blocks, 'limit': limit}, {}
 
     def cpu():
-        return {'main': time.process_time(), 'workers': sum(map(cpu_seconds, found['pids']))}
+        workers = sum(cpu_seconds(each) for pid in found['pids'] for each in processes(pid))
+        return {'main': time.process_time(), 'workers': workers}
 
     def measured_init(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -190,7 +205,7 @@ def metered(blocks, limit=None):
         if 'seconds' not in found:
             found['seconds'] = time.perf_counter() - before['started']
             found['cpu_ms'] = {who: 1000 * (now - before[who]) / blocks for who, now in cpu().items()}
-            found['worker_mb'] = max(map(peak_mb, found['pids']))
+            found['worker_mb'] = max(sum(map(peak_mb, processes(pid))) for pid in found['pids'])
         shutdown(self, *args, **kwargs)
 
     control('requests/reset', {})

@@ -52,4 +52,4 @@ export RIOS_AWSBATCH_LOCAL_CREATE="--maxjobs 16"
 # What is in these folders, jobs can see.
 PYTHONPATH=$root${RIOS_SRC:+:$RIOS_SRC}${against:+:$against}
 export PYTHONPATH
-TMPDIR=$folder "$root/scripts/local.sh" "$root/.venv/bin/python" "$root/scripts/dev/bench.py" "${options[@]}"
+"$root/scripts/local.sh" "$root/.venv/bin/python" "$root/scripts/dev/bench.py" "${options[@]}"

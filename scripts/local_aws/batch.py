@@ -227,7 +227,6 @@ class Batch:
             for rule in request.get('filters') or []:
                 matches = {'JOB_NAME': lambda job, value: fnmatch.fnmatchcase(
                                job.request['jobName'].lower(), value.lower()),
-                           'JOB_DEFINITION': lambda job, value: fnmatch.fnmatchcase(job.definition.name, value),
                            'AFTER_CREATED_AT': lambda job, value: job.created > int(value)}[rule['name']]
                 jobs = [job for job in reversed(jobs) if any(matches(job, value) for value in rule['values'])]
             first, count = int(request.get('nextToken') or 0), int(request.get('maxResults') or 100)

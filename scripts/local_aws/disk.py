@@ -77,6 +77,8 @@ def _show(root, path, writable=False):
 def enter(root, visible, shared):
     """Make that folder the root of all that this process sees."""
     _own_mounts()
+    # A container engine in a job (scripts/dev/test-image.sh) asks for this of its /.
+    _mount(root, root, MS_BIND)
     for path in (*WRITABLE, CGROUP):
         os.makedirs(root + path, exist_ok=True)
     # A folder first, then what is inside it.

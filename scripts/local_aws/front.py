@@ -14,6 +14,8 @@ import threading
 import time
 import traceback
 
+import boto3
+
 from local_aws import PARTITION, AwsError, disk, resources
 from local_aws.batch import Batch
 from local_aws.cloudformation import CloudFormation
@@ -31,6 +33,7 @@ class Aws:
 
     def __init__(self, endpoint, folder):
         self.applications = {}                   # moto's WSGI application of each service
+        self.regions = set(boto3.Session().get_available_regions('sqs'))
         self.latency = 0.0                       # seconds by which each request is delayed
         self.faults = Faults()
         self.iam = Iam()
@@ -57,6 +60,8 @@ class Aws:
             fault = self.faults.of_request(request)
             if fault and not fault[1]:
                 raise fault[0]
+            if request.region not in self.regions:
+                raise AwsError('UnrecognizedClientException', f'There is no AWS region {request.region!r}.')
             self.iam.check_age(request)
             self.iam.check(request)
             response = self._carry_out(request)
@@ -207,10 +212,16 @@ def serve(port_file):
         os.setsid()
     try:
         server = Server(('127.0.0.1', 0), Connection)
+        socket.create_connection(server.server_address, 10).close()
     except OSError as error:
         sys.exit(f'it needs the loopback address 127.0.0.1, which this machine does not give ({error}).')
     endpoint = f'http://127.0.0.1:{server.server_address[1]}'
     server.aws = Aws(endpoint, os.path.dirname(os.path.abspath(port_file)))
+    region = os.environ.get('RIOS_AWSBATCH_REGION', 'us-east-1')
+    if region not in server.aws.regions:
+        sys.exit(f'there is no AWS region {region!r}; set RIOS_AWSBATCH_REGION.')
+    if not os.path.isdir(os.environ.get('RIOS_AWSBATCH_LOCAL_SHARED') or '/'):
+        sys.exit('RIOS_AWSBATCH_LOCAL_SHARED names no folder.')
     print('Jobs see an empty disk of their own.' if disk.isolation() == 'namespace' else
           'Jobs have empty folders of their own, but see the files of this machine, which allows no mount '
           'namespace.', flush=True)

@@ -78,7 +78,9 @@ class Scheduler(threading.Thread):
             for job in list(instance.jobs):
                 job.task.lost = True
                 reason = f'Host EC2 (instance {instance.id}) terminated.'
-                if notice:
+                if instance.kind == 'fargate':   # which always tells its tasks
+                    job.task.stop('Your Spot Task was interrupted.', STOP_SECONDS)
+                elif notice:
                     job.task.stop(reason, NOTICE_SECONDS / self.speed)
                 else:
                     job.task.kill(reason)

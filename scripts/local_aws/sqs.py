@@ -6,7 +6,6 @@ They are asked for in SQS's JSON protocol alone, which botocore has used since 1
 """
 import base64
 import collections
-import fnmatch
 import hashlib
 import heapq
 import re
@@ -29,11 +28,12 @@ def bad(name, value, why):
 class Message:
     """A message in a queue, and how it fared."""
 
-    __slots__ = ('key', 'id', 'body', 'md5', 'attributes', 'sent', 'first', 'receives', 'due')
+    __slots__ = ('key', 'id', 'body', 'md5', 'attributes', 'attributes_md5', 'sent', 'first', 'receives',
+                 'due')
 
     def __init__(self, body, attributes):
         self.key, self.id = uuid.uuid4().hex, str(uuid.uuid4())
-        self.attributes = attributes
+        self.attributes, self.attributes_md5 = attributes, attributes and md5_of(attributes)
         self.body, self.md5 = body, hashlib.md5(body.encode()).hexdigest()
         self.sent, self.first, self.receives = time.time(), None, 0
         self.due = 0.0                           # moment from which it may be received; None while it may
@@ -200,7 +200,7 @@ def size_of(given):
     return size
 
 
-def attributes_md5(attributes):
+def md5_of(attributes):
     """SQS's digest of a message's attributes, by moto."""
     from moto.sqs.models import Message as MotoMessage
     model = MotoMessage('', '')
@@ -261,7 +261,7 @@ class Sqs:
             store.put(message.twin(), delay + self.faults.random.uniform(0, 1))
         answer = {'MessageId': message.id, 'MD5OfMessageBody': message.md5}
         if message.attributes:
-            answer['MD5OfMessageAttributes'] = attributes_md5(message.attributes)
+            answer['MD5OfMessageAttributes'] = message.attributes_md5
         return answer
 
     def send_batch(self, queue, store, given, _):
@@ -315,7 +315,7 @@ class Sqs:
         taken = store.receive(count, wait, visibility, request.client_is_there,
                               self.faults.random if self.faults.reorder else None)
         system = set(given.get('AttributeNames') or []) | set(given.get('MessageSystemAttributeNames') or [])
-        names = ['*' if name == 'All' else name for name in given.get('MessageAttributeNames') or []]
+        names = given.get('MessageAttributeNames') or []        # whichever: a message has all or none
         return {'Messages': [self._described(*item, system, names) for item in taken]} if taken else {}
 
     @staticmethod
@@ -328,10 +328,8 @@ class Sqs:
         wanted = {name: value for name, value in attributes.items() if name in system or 'All' in system}
         if wanted:
             answer['Attributes'] = wanted
-        wanted = {name: value for name, value in message.attributes.items()
-                  if any(fnmatch.fnmatchcase(name, pattern) for pattern in names)}
-        if wanted:
-            answer.update(MessageAttributes=wanted, MD5OfMessageAttributes=attributes_md5(wanted))
+        if message.attributes and names:
+            answer.update(MessageAttributes=message.attributes, MD5OfMessageAttributes=message.attributes_md5)
         return answer
 
     def install(self):

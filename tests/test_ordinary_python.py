@@ -1,0 +1,639 @@
+"""
+Ordinary Python makes no result wrong, nothing hang, loses no call, and has no computer paid for nothing.
+
+What a process pool can show as well is in test_like_a_process_pool.py.
+"""
+import contextlib
+import gc
+import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import cloudpickle
+import numpy
+import pytest
+
+import rios_awsbatch
+from tests.conftest import (
+    PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
+    output_of, pids, Stack, wait_until, write_main)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+PATIENT = 100       # seconds in which any future must be done
+
+
+@pytest.fixture(scope='module')
+def executor():
+    with rios_awsbatch.AWSBatchExecutor(2) as made:
+        yield made
+    assert_nothing_left(made.run)
+
+
+def square(x, seconds=0.0):
+    time.sleep(seconds)
+    return x * x
+
+
+def ends_well(process, said, seconds=PATIENT):
+    """The main script ends by itself, and its last words are these."""
+    status, out, err = output_of(process, seconds)
+    assert (status, out.splitlines()[-1:]) == (0, [said]), out + err
+
+
+# ---------------------------------------------------------------------------------------------
+# Never wrong: a call is what the function is when it is submitted
+# ---------------------------------------------------------------------------------------------
+
+# What a script, or a notebook's cells, define, and change later; f() must be 1 before and 2 then.
+CHANGES = {
+    'the function itself': ('def f(): return 1', 'def f(): return 2'),
+    'a function that it calls': ('def helper(): return 1\ndef f(): return helper()',
+                                 'def helper(): return 2'),
+    'a function of a function': ('def low(): return 1\ndef mid(): return low()\ndef f(): return mid()',
+                                 'def low(): return 2'),
+    'a global': ('x = 1\ndef f(): return x', 'x = 2'),
+    'a global that was not there': ('def f(): return 2 if "x" in globals() and x else 1',
+                                    'x = 1'),
+    'a global that changes in place': ('x = {"a": [1]}\ndef f(): return x["a"][0]', 'x["a"][0] = 2'),
+    'an array': ('import numpy\nx = numpy.full(99_999, 1)\ndef f(): return int(x[-1])', 'x[-1] = 2'),
+    'a class': ('class C:\n    x = 1\ndef f(): return C.x', 'class C:\n    x = 2'),
+    'an attribute of a class': ('class C:\n    x = 1\ndef f(): return C().x', 'C.x = 2'),
+    'a method of a class': ('class C:\n    def m(self): return 1\ndef f(): return C().m()',
+                            'C.m = lambda self: 2'),
+    'an attribute of a base class': ('class A:\n    x = 1\nclass C(A): pass\ndef f(): return C().x',
+                                     'A.x = 2'),
+    'an attribute of the function': ('def f(): return f.x\nf.x = 1', 'f.x = 2'),
+    'a default argument': ('def f(x=[1]): return x[0]', 'f.__defaults__[0][0] = 2'),
+    'what it closes over': ('def make():\n    x = [1]\n    return (lambda: x[0]), x\nf, x = make()',
+                            'x[0] = 2'),
+    'an argument of a partial': ('import functools\nx = [1]\nf = functools.partial(lambda x: x[0], x)',
+                                 'x[0] = 2'),
+    'an object whose method it is': ('class C:\n    x = 1\n    def m(self): return self.x\nc = C()\nf = c.m',
+                                     'c.x = 2'),
+    'the class of such an object': ('class C:\n    x = 1\n    def m(self): return self.x\nc = C()\nf = c.m',
+                                    'C.x = 2'),
+    'a decorator': ('def d(f):\n    return lambda: 1\ndef g(): pass\nf = d(g)',
+                    'def d(f): return lambda: 2\nf = d(g)'),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_function_is_sent_as_it_is_when_it_is_submitted(change, executor):
+    script = {'__name__': '__main__'}
+    exec(CHANGES[change][0], script)
+    before = [executor.submit(script['f']) for _ in range(4)]
+    assert [future.result(PATIENT) for future in before] == [1] * 4
+    exec(CHANGES[change][1], script)
+    assert script['f']() == 2
+    after = [executor.submit(script['f']) for _ in range(4)]
+    assert [future.result(PATIENT) for future in after] == [2] * 4
+
+
+def test_class_of_an_argument_is_as_it_is_when_it_is_submitted(executor):
+    script = {'__name__': '__main__'}
+    exec('class C:\n    x = 1\ndef f(c): return c.x', script)
+    assert executor.submit(script['f'], script['C']()).result(PATIENT) == 1
+    script['C'].x = 2
+    assert [executor.submit(script['f'], script['C']()).result(PATIENT) for _ in range(4)] == [2] * 4
+
+
+# What a call changes: the next call must find everything as the script has it.
+LEAKS = {
+    'a global': 'n = 0\ndef f(x):\n    global n\n    n += 1\n    return n',
+    'a list': 'seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)',
+    'an array': 'import numpy\ntable = numpy.zeros(50_000)\n'
+                'def f(x):\n    table[0] += 1\n    return int(table[0])',
+    'a default argument': 'def f(x, seen=[]):\n    seen.append(x)\n    return len(seen)',
+    'an attribute of the function': 'def f(x):\n    f.n += 1\n    return f.n\nf.n = 0',
+    'what it closes over': 'def make():\n    n = 0\n    def f(x):\n        nonlocal n\n        n += 1\n'
+                           '        return n\n    return f\nf = make()',
+    'an object': 'class C:\n    n = 0\n    def __call__(self, x):\n        self.n += 1\n'
+                 '        return self.n\nf = C()',
+    'a class': 'class C:\n    n = 0\ndef f(x):\n    C.n += 1\n    return C.n',
+    'an iterator': 'import itertools\ndef make(it):\n    return lambda x: next(it)\n'
+                   'f = make(itertools.count(1))',
+}
+
+
+@pytest.mark.parametrize('what', LEAKS)
+def test_what_a_call_changes_does_not_reach_the_next(what, executor):
+    script = {'__name__': '__main__'}
+    exec(LEAKS[what], script)
+    assert list(executor.map(script['f'], range(12))) == [1] * 12
+    assert [executor.submit(script['f'], 0).result(PATIENT) for _ in range(4)] == [1] * 4
+
+
+def test_classes_of_the_script_stay_themselves(executor):
+    """An instance that comes back, or meets a function that was sent before, is still one of that class."""
+    script = {'__name__': '__main__'}
+    exec(textwrap.dedent('''
+        import enum
+        class Tile: pass
+        class Band(enum.Enum):
+            RED = 4
+        class Cloudy(Exception): pass
+        def same(tile, band):
+            return tile if isinstance(tile, Tile) and band is Band.RED else None
+        def fails():
+            raise Cloudy()
+        '''), script)
+    for _ in range(4):
+        tile = executor.submit(script['same'], script['Tile'](), script['Band'].RED).result(PATIENT)
+        assert isinstance(tile, script['Tile'])
+    assert executor.submit(lambda band: band, script['Band'].RED).result(PATIENT) is script['Band'].RED
+    with pytest.raises(script['Cloudy']):
+        executor.submit(script['fails']).result(PATIENT)
+
+
+def test_result_does_not_change_a_class_of_the_script(executor):
+    """It brings its class along, as that was when the call was submitted."""
+    script = {'__name__': '__main__'}
+    exec('import time\nclass C:\n    x = 1\ndef f(s):\n    time.sleep(s)\n    return C()', script)
+    futures = [executor.submit(script['f'], 1.0) for _ in range(4)]
+    script['C'].x = 2
+    assert [future.result(PATIENT).x for future in futures] == [2] * 4
+    assert script['C'].x == 2
+
+
+def test_function_is_uploaded_once(executor):
+    class Unhashable:
+        def __init__(self):
+            self.table = numpy.random.default_rng(1).random(100_000)
+
+        def __eq__(self, other):
+            return self is other
+
+        def __call__(self, x):
+            return x
+
+    def large_objects():
+        folder = 'runs/{}/'.format(executor.run)
+        found = client('s3').list_objects_v2(Bucket=bucket(), Prefix=folder)['Contents']
+        return [(item['Key'], item['LastModified']) for item in found if item['Size'] > 700_000]
+    function = Unhashable()
+    executor.submit(function, 0).result(PATIENT)
+    before = large_objects()
+    time.sleep(1.1)         # the resolution of LastModified
+    assert list(executor.map(function, range(20))) == list(range(20))
+    assert [executor.submit(function, x).result(PATIENT) for x in range(3)] == [0, 1, 2]
+    assert len(before) == 1 and large_objects() == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Never hang
+# ---------------------------------------------------------------------------------------------
+
+FOREIGN = {
+    'an abandoned map() in a cycle of references': '''
+        import gc
+        gc.set_threshold(3)
+        for x in range(60):
+            results = executor.map(square, range(3))
+            next(results)
+            cycle = [results]
+            cycle.append(cycle)
+            del results, cycle
+            executor.submit(square, x)
+        ''',
+    'a finaliser': '''
+        import gc, weakref
+        class Thing: pass
+        gc.set_threshold(3)
+        for x in range(60):
+            thing = Thing()
+            thing.me = thing
+            weakref.finalize(thing, lambda: (executor.stats(), executor.submit(square, 1)))
+            del thing
+            executor.submit(square, x)
+        ''',
+    'repr': '''
+        class Curious:
+            def __repr__(self):
+                executor = sys.modules['__main__'].executor
+                executor.stats()
+                return str(executor.submit(square, 3).result())
+        executor.submit(type, Curious()).result()
+        executor.submit(len, [Curious()]).result()
+        ''',
+    'pickling': '''
+        class Curious:
+            def __reduce__(self):
+                executor = sys.modules['__main__'].executor
+                executor.stats()
+                return int, (executor.submit(square, 3).result(),)
+            def __call__(self): pass
+        assert executor.submit(square, Curious()).result() == 81
+        executor.submit(Curious()).exception()
+        ''',
+    'unpickling of a result': '''
+        class Curious:
+            def __reduce__(self):
+                return eval, ("__import__('__main__').executor.submit(abs, -3).result()",)
+        def curious(): return Curious()
+        assert executor.submit(curious).result() == 3
+        ''',
+    'a callback': '''
+        done = []
+        def go_on(future):
+            executor.stats()
+            done.append(executor.submit(square, 3))
+        for x in range(5):
+            executor.submit(square, x).add_done_callback(go_on)
+        while len(done) < 5:
+            time.sleep(0.1)
+        assert [future.result() for future in done] == [9] * 5
+        ''',
+    'a callback that cancels all others': '''
+        futures = [executor.submit(square, x) for x in range(200)]
+        futures[0].add_done_callback(lambda done: [future.cancel() for future in futures])
+        for future in futures:
+            while not future.done():
+                time.sleep(0.1)
+        ''',
+    'a handler of the log': '''
+        import logging
+        class Curious(logging.Handler):
+            def emit(self, record):
+                executor.stats()
+                if not getattr(self, 'inside', False):
+                    self.inside = True
+                    executor.submit(square, 3).cancel()
+                    self.inside = False
+        logging.getLogger('rios_awsbatch').addHandler(Curious())
+        logging.getLogger('rios_awsbatch').setLevel(logging.DEBUG)
+        list(executor.map(square, range(30)))
+        ''',
+    'a handler of a signal': '''
+        import signal
+        def ring(number, frame):
+            executor.stats()
+            futures.append(executor.submit(square, 3))
+        futures = []
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        for x in range(300):
+            executor.submit(square, x)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert all(future.result() == 9 for future in futures)
+        ''',
+}
+
+
+@pytest.mark.parametrize('code', FOREIGN)
+def test_code_of_the_script_may_use_the_executor_wherever_it_is_called(code, tmp_path):
+    begin = 'def square(x): return x * x\nexecutor = rios_awsbatch.AWSBatchExecutor(2)\n'
+    ends_well(main_script(tmp_path, begin + textwrap.dedent(FOREIGN[code]) + textwrap.dedent('''
+        assert list(executor.map(square, range(9))) == [x * x for x in range(9)]
+        executor.shutdown()
+        print('fine')
+        ''')), 'fine')
+
+
+def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_path):
+    """It goes on or says that the run is broken; what is answered is right."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        process = subprocess.Popen([sys.executable, write_main(tmp_path, '''
+            rios_awsbatch.OUTBOX_BYTES = 2**20
+            executor = rios_awsbatch.AWSBatchExecutor(2)
+            assert executor.submit(pow, 2, 3).result() == 8
+            print('going', flush=True)
+            sys.stdin.readline()
+            futures = []
+            try:
+                for x in range(60):
+                    futures.append(executor.submit(len, bytes(300_000 + x)))
+                for x, future in enumerate(futures):
+                    assert future.result() == 300_000 + x
+                executor.shutdown()
+            except rios_awsbatch.BrokenAWSBatchExecutor:
+                for x, future in enumerate(futures):
+                    assert future.exception() is not None or future.result() == 300_000 + x
+            print('fine', flush=True)
+            ''')], env=stack.env, text=True, **dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE))
+        try:
+            assert process.stdout.readline() == 'going\n'
+            local_aws('faults', {'errors': 1}, env=env)
+            process.stdin.write('\n')
+            process.stdin.flush()
+            time.sleep(3 * QUICK['LEASE_SECONDS'])
+            local_aws('faults', {}, env=env)
+            ends_well(process, 'fine', PATIENCE / 2)
+        finally:
+            process.kill()
+
+
+def test_interrupted_shutdown_in_one_thread_does_not_hang_another(tmp_path):
+    process = main_script(tmp_path, '''
+        import threading
+        executor = rios_awsbatch.AWSBatchExecutor(2)
+        print(executor.run, flush=True)
+        executor.submit(pow, 2, 3).result()
+        thread = threading.Thread(target=executor.shutdown)
+        thread.start()
+        print('ending', flush=True)
+        executor.shutdown()
+        ''')
+    run = process.stdout.readline().strip()
+    assert process.stdout.readline() == 'ending\n'
+    for _ in range(4):
+        time.sleep(0.15)
+        process.send_signal(signal.SIGINT)
+    output_of(process, PATIENT)
+    wait_until(lambda: not left_of(run))
+
+
+# ---------------------------------------------------------------------------------------------
+# Never lost
+# ---------------------------------------------------------------------------------------------
+
+def processes_of(pid):
+    """A process and all that descend from it."""
+    parents = {}
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / 'stat').read_text().rpartition(')')[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def test_any_process_of_a_worker_can_be_killed():
+    """The one that computes as well as the one that keeps its calls."""
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENT)
+        for number in range(4):
+            futures = [executor.submit(square, x, 0.3) for x in range(12)]
+            futures[0].result(PATIENT)
+            for worker in wait_until(lambda: pids(executor.run)):
+                family = processes_of(worker)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(family[min(number, len(family) - 1)], signal.SIGKILL)
+            assert [future.result(PATIENT) for future in futures] == [x * x for x in range(12)]
+            assert executor.wait_for_workers(1, PATIENT) >= 1
+    assert_nothing_left(executor.run)
+
+
+def test_order_to_end_from_outside_is_obeyed_whatever_the_function_does_with_signals():
+    """Its call is computed by another worker."""
+    def stubborn(x):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        time.sleep(1.5)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENT)
+        futures = [executor.submit(stubborn, x) for x in range(6)]
+        time.sleep(1)
+        for worker in pids(executor.run)[:1]:
+            os.kill(worker, signal.SIGTERM)
+        assert [future.result(PATIENT) for future in futures] == list(range(6))
+    assert_nothing_left(executor.run)
+
+
+def test_call_that_has_its_worker_terminated_fails_alone():
+    """It is given back each time, which must have an end."""
+    def tile(x):
+        if x == 3:
+            subprocess.run(['kill', '-TERM', str(os.getpid())])
+            time.sleep(60)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        futures = [executor.submit(tile, x) for x in range(10)]
+        assert [future.result(PATIENT) for future in futures if future is not futures[3]] == [
+            x for x in range(10) if x != 3]
+        error = futures[3].exception(PATIENT)
+        assert isinstance(error, rios_awsbatch.AWSBatchException) and 'tile(3)' in str(error)
+        assert executor.submit(square, 3).result(PATIENT) == 9
+    assert_nothing_left(executor.run)
+
+
+def test_killed_worker_is_not_told_as_lack_of_memory():
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        error = executor.submit(killed).exception(PATIENT)
+    assert re.search('137|SIGKILL', str(error)), str(error)
+    assert not re.search('memory|--mem', str(error)), str(error)
+
+
+def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_path):
+    ends_well(main_script(tmp_path, '''
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            assert executor.submit(pow, 2, 3).result() == 8
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    for attempt in (lambda: executor.submit(pow, 2, 3), lambda: list(executor.map(abs, [1]))):
+                        try:
+                            attempt()
+                            os._exit(1)
+                        except RuntimeError as error:
+                            print(error, flush=True)
+                    executor.shutdown()
+                finally:
+                    os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            assert list(executor.map(abs, range(9))) == list(range(9))
+        print('fine')
+        '''), 'fine')
+
+
+def test_child_of_the_main_script_may_have_a_run_of_its_own(tmp_path):
+    ends_well(main_script(tmp_path, '''
+        import multiprocessing
+
+        def child():
+            with rios_awsbatch.AWSBatchExecutor(1) as mine:
+                assert list(mine.map(abs, range(9))) == list(range(9))
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            assert executor.submit(pow, 2, 3).result() == 8
+            process = multiprocessing.get_context('fork').Process(target=child)
+            process.start()
+            process.join()
+            assert process.exitcode == 0
+            assert list(executor.map(abs, range(9))) == list(range(9))
+        print('fine')
+        '''), 'fine')
+
+
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_child_that_imports_the_main_script_anew_may_use_its_functions(method, tmp_path):
+    """There the script is __mp_main__. Usual on macOS and Windows, and with Python 3.14 everywhere."""
+    ends_well(main_script(tmp_path, '''
+        import multiprocessing
+
+        OFFSET = 1
+
+        class Tile:
+            def __init__(self, x):
+                self.x = x
+
+        def helper(x):
+            return Tile(x.x + OFFSET)
+
+        def work():
+            with rios_awsbatch.AWSBatchExecutor(1) as executor:
+                print(sum(tile.x for tile in executor.map(helper, map(Tile, range(9)))), flush=True)
+
+        if __name__ == '__main__':
+            process = multiprocessing.get_context({!r}).Process(target=work)
+            process.start()
+            process.join()
+            sys.exit(process.exitcode)
+        '''.format(method)), '45')
+
+
+def test_cached_function_of_the_script_travels(tmp_path):
+    """Such as one that opens a dataset once for each worker."""
+    ends_well(main_script(tmp_path, '''
+        import functools
+
+        @functools.lru_cache(maxsize=None)
+        def opened(name):
+            return object()
+
+        def tile(x):
+            assert opened('a.tif') is opened('a.tif')
+            return x
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            assert list(executor.map(tile, range(9))) == list(range(9))
+        print('fine')
+        '''), 'fine')
+
+
+def test_thread_that_outlives_the_main_thread_goes_on(tmp_path):
+    """Which a process pool does not let it."""
+    ends_well(main_script(tmp_path, '''
+        import threading
+
+        def work():
+            time.sleep(1)
+            assert list(executor.map(abs, range(10))) == list(range(10))
+            executor.shutdown()
+            print('fine')
+        executor = rios_awsbatch.AWSBatchExecutor(1)
+        threading.Thread(target=work).start()
+        '''), 'fine')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, tmp_path):
+    """Python has signal handlers in the main thread only, so workers may learn it from the lease."""
+    process = main_script(tmp_path, '''
+        import threading
+        def work():
+            executor = rios_awsbatch.AWSBatchExecutor(1)
+            print(executor.run, flush=True)
+            executor.submit(pow, 2, 3).result()
+            print('going', flush=True)
+            executor.submit(time.sleep, 300).result()
+        threading.Thread(target=work, daemon=True).start()
+        while True:
+            time.sleep(0.1)
+        ''')
+    run = process.stdout.readline().strip()
+    assert process.stdout.readline() == 'going\n'
+    process.send_signal(number)
+    assert output_of(process, PATIENT)[0] in (128 + number, -number)
+    wait_until(lambda: not pids(run))
+
+
+# ---------------------------------------------------------------------------------------------
+# Nothing is computed, and nobody paid, for nothing
+# ---------------------------------------------------------------------------------------------
+
+def marks(x, seconds):
+    """Computes, and leaves a mark in the run's folder that it did."""
+    import boto3
+    boto3.client('s3', os.environ['RIOSRegion']).put_object(
+        Bucket=os.environ['RIOSBucket'], Key='runs/{}/mark-{}'.format(os.environ['RIOSRun'], x))
+    time.sleep(seconds)
+    return x
+
+
+def marked(run):
+    prefix = 'runs/{}/mark-'.format(run)
+    return client('s3').list_objects_v2(Bucket=bucket(), Prefix=prefix)['KeyCount']
+
+
+@pytest.mark.parametrize('how', ['break', 'cancel', 'close'])
+def test_worker_does_not_begin_what_nobody_waits_for(how):
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENT)
+        if how == 'break':
+            for _ in executor.map(marks, range(100), [0.3] * 100):
+                break
+        elif how == 'close':
+            results = executor.map(marks, range(100), [0.3] * 100)
+            next(results)
+            results.close()
+        else:
+            futures = [executor.submit(marks, x, 0.3) for x in range(100)]
+            futures[0].result(PATIENT)
+            for future in futures[1:]:
+                future.cancel()
+        assert executor.submit(square, 3).result(PATIENT) == 9
+        assert [executor.submit(square, x, 0.3).result(PATIENT) for x in range(4)] == [0, 1, 4, 9]
+        assert marked(executor.run) < 50
+    assert_nothing_left(executor.run)
+
+
+def leaves_a_thread():
+    threading.Thread(target=time.sleep, args=(900,)).start()
+    return subprocess.Popen(['sleep', '900']).pid
+
+
+def test_threads_and_programs_that_a_function_leaves_do_not_keep_its_worker():
+    """Nothing is left when shutdown() returns; Batch takes a moment to see that a container ended."""
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENT)
+        for _ in range(4):
+            executor.submit(leaves_a_thread).result(PATIENT)
+    assert [each for each in left_of(executor.run) if not isinstance(each, int)] == []
+    wait_until(lambda: not pids(executor.run), 20)
+
+
+def test_executor_that_is_dropped_ends_its_workers():
+    """As when a cell of a notebook is run twice."""
+    runs, executor = [], None
+    for _ in range(2):
+        executor = rios_awsbatch.AWSBatchExecutor(1)
+        runs.append(executor.run)
+        assert executor.submit(square, 3).result(PATIENT) == 9
+    gc.collect()
+    wait_until(lambda: not left_of(runs[0]))
+    assert executor.submit(square, 4).result(PATIENT) == 16
+    executor.shutdown()
+
+
+def test_calls_are_begun_in_the_order_in_which_they_were_submitted():
+    """But for what one request of SQS holds, and without the disorder that SQS may add."""
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        started = dict(executor.map(lambda x: (x, time.monotonic()), range(150)))
+    order = sorted(started, key=started.get)
+    late = [abs(place - x) for place, x in enumerate(order)]
+    assert max(late) < 10, order
+
+
+def test_large_calls_are_begun_in_the_order_in_which_they_were_submitted():
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        block = numpy.random.default_rng(1).bytes(600_000)
+        futures = [executor.submit(lambda x, block: (x, time.monotonic()), x, block) for x in range(40)]
+        started = dict(future.result(PATIENT) for future in futures)
+    late = [abs(place - x) for place, x in enumerate(sorted(started, key=started.get))]
+    assert max(late) < 10, late
+
+
+def test_result_that_is_late_is_still_in_its_place(executor):
+    results = executor.map(square, itertools.chain([7], range(20)), [2.0] + [0.0] * 20, buffersize=4)
+    assert list(results) == [49] + [x * x for x in range(20)]
