@@ -1745,6 +1745,9 @@ def _executor_for(count, **given):
     """
     for executor in reversed(_entered):
         if not (executor._run.closing or executor._run.broken):
+            if given:
+                raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
+                                 'AWSBatchExecutor" around apply().'.format(', '.join(given)))
             return executor, False
     return AWSBatchExecutor(count, **given), True
 

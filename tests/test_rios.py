@@ -1,13 +1,14 @@
 """
 The promises to users of RIOS, checked with main scripts of their own.
 
-Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest tests/test_rios.py``.
-RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run with. Without it, the RIOS that is
-installed is used, and where there is none, the doubles of RIOS 1.4 and 2 in the folder tests/double, which have the
-documented interface and no more. The name of each test says which it was.
+Run with ``scripts/test.sh``, or this file alone with ``scripts/local.sh .venv/bin/python -m pytest
+tests/test_rios.py``. RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS, each of which everything here is run
+with. Without it, the RIOS that is installed is used, and where there is none, the doubles of RIOS 1.4 and
+2 in the folder tests/double, which have the documented interface and no more. The name of each test says
+which it was.
 
-Every RIOS has a stack of its own, with an image that has it. Where workers read files, these are in the folder
-$RIOS_AWSBATCH_LOCAL_SHARED, which jobs see as a network file system.
+Every RIOS has a stack of its own, with an image that has it. Where workers read files, these are in the
+folder $RIOS_AWSBATCH_LOCAL_SHARED, which jobs see as a network file system.
 """
 import contextlib
 import json
@@ -53,11 +54,13 @@ class Source:
 
 def sources():
     if os.environ.get('RIOS_SRC'):
-        return [Source(pathlib.Path(folder).name, folder) for folder in os.environ['RIOS_SRC'].split(os.pathsep) if folder]
+        return [Source(pathlib.Path(folder).name, folder)
+                for folder in os.environ['RIOS_SRC'].split(os.pathsep) if folder]
     with contextlib.suppress(ImportError):
         import rios
         return [Source('rios-' + rios.__version__)]
-    return [Source('double-of-1.4', DOUBLE / 'rios1', DOUBLE), Source('double-of-2', DOUBLE / 'rios2', DOUBLE)]
+    return [Source('double-of-1.4', DOUBLE / 'rios1', DOUBLE),
+            Source('double-of-2', DOUBLE / 'rios2', DOUBLE)]
 
 
 SOURCES = sources()
@@ -99,7 +102,7 @@ def every(*, two=True, one=True, styles=None):
 # A main script, and what it leaves
 # ---------------------------------------------------------------------------------------------
 
-# What every main script here begins with. `apply` has inputs of all kinds, and prints what RIOS returns as JSON.
+# What all main scripts begin with. `apply` has inputs of all kinds, and prints what it returns as JSON.
 SCRIPT = '''
 import json, os, sys, time
 import numpy as np
@@ -136,7 +139,8 @@ def apply(userFunction, options, table=None):
         controls.setConcurrencyStyle(applier.ConcurrencyStyle(**options['style']))
     returned = applier.apply(userFunction, infiles, outfiles, otherArgs, controls=controls)
     print(json.dumps({{
-        'blocks': otherArgs.blocks, 'copies': [each.blocks for each in getattr(otherArgs, 'otherArgsList', [])],
+        'blocks': otherArgs.blocks,
+        'copies': [each.blocks for each in getattr(otherArgs, 'otherArgsList', [])],
         'returned': [each.blocks for each in returned.otherArgsList] if returned else None,
         'timings': returned.timings.formatReport() if returned else None,
         'names': sorted(returned.timings.pairs) if returned else None}}))
@@ -161,9 +165,11 @@ def make_inputs(folder):
     system = osr.SpatialReference()
     system.ImportFromEPSG(32755)
     rows, columns = ROWS * BLOCK - 3, COLUMNS * BLOCK - 5
-    for name, bands, dtype, kind in (('image', 2, numpy.uint8, gdal.GDT_Byte), ('other0', 1, numpy.int16, gdal.GDT_Int16),
+    for name, bands, dtype, kind in (('image', 2, numpy.uint8, gdal.GDT_Byte),
+                                     ('other0', 1, numpy.int16, gdal.GDT_Int16),
                                      ('other1', 1, numpy.int16, gdal.GDT_Int16)):
-        raster = gdal.GetDriverByName('GTiff').Create(str(folder / (name + '.tif')), columns, rows, bands, kind)
+        raster = gdal.GetDriverByName('GTiff').Create(
+            str(folder / (name + '.tif')), columns, rows, bands, kind)
         raster.SetGeoTransform((500000, 10, 0, 6000000, 0, -10))
         raster.SetProjection(system.ExportToWkt())
         raster.WriteArray(random.integers(0, 200, (bands, rows, columns)).astype(dtype))
@@ -196,8 +202,8 @@ STACKS = {}
 def stack_of(source):
     """The stack whose image has that RIOS, and nothing else of this computer."""
     if source not in STACKS:
-        folders = 'PYTHONPATH=' + os.pathsep.join(source.folders)
-        STACKS[source] = Stack().create().push('BatchECR', ROOT / 'worker.py', folders)
+        path = 'PYTHONPATH=' + os.pathsep.join(source.folders)
+        STACKS[source] = Stack().create().push('BatchECR', ROOT / 'worker.py', path)
     return STACKS[source]
 
 
@@ -205,7 +211,7 @@ def start(source, folder, text, options=None, **environment):
     """Start a main script; its outputs and temporary files are in `folder`."""
     script = folder / 'main.py'
     script.write_text(text)
-    return subprocess.Popen([sys.executable, str(script), json.dumps(options or {})], cwd=str(folder), text=True,
+    return subprocess.Popen([sys.executable, str(script), json.dumps(options or {})], cwd=folder, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=source.environment(RIOS_AWSBATCH_STACK=stack_of(source).name, **environment))
 
@@ -254,7 +260,8 @@ def without_concurrency(source, folder):
 def left_on_aws(source):
     """Queues and objects of any run whose main script is not there any more, by run."""
     stack = stack_of(source)
-    return {re.search(r'\d{8}T\d{6}-[0-9a-f]{8}', name).group() for name in stack.queues() + stack.objects('runs/')}
+    return {re.search(r'\d{8}T\d{6}-[0-9a-f]{8}', name).group()
+            for name in stack.queues() + stack.objects('runs/')}
 
 
 # A main script tells which runs are its own, for those that must leave nothing.
@@ -297,8 +304,9 @@ def test_outputs_are_those_without_concurrency(source, style_name, folder):
     for name in expected:
         assert found[name].dtype == expected[name].dtype
         assert numpy.array_equal(found[name], expected[name])
-    assert expected['sums.tif'].std() > 0 and expected['part0.tif'].any() and expected['part1.tif'].max() == COLUMNS
-    # Each block started from the caller's otherArgs, and every changed copy came back, in the order of the blocks.
+    assert expected['sums.tif'].std() > 0 and expected['part0.tif'].any()
+    assert expected['part1.tif'].max() == COLUMNS
+    # Each block started from the caller's otherArgs, and every changed copy came back, in order.
     assert returned['copies'] == [[block] for block in alone['blocks']]
     assert len(returned['copies']) == BLOCKS and returned['blocks'] == []
     assert returned['returned'] in (None, returned['copies'])
@@ -326,8 +334,8 @@ def test_progress_bar_of_rios_goes_from_0_to_100(source, style_name, folder):
 def test_example_gives_the_same_texture_with_and_without_aws(source, folder):
     def texture(name, *more):
         subprocess.run([sys.executable, str(ROOT / 'examples/texture_rios.py'),
-                        str(ROOT / 'examples/data/landsat7_olinda.tif'), str(folder / name), '--blocksize', '128',
-                        '--radius', '1', *more], check=True, cwd=str(folder),
+                        str(ROOT / 'examples/data/landsat7_olinda.tif'), str(folder / name),
+                        '--blocksize', '128', '--radius', '1', *more], check=True, cwd=str(folder),
                        env=source.environment(RIOS_AWSBATCH_STACK=stack_of(source).name))
         return gdal.Open(str(folder / name)).ReadAsArray()
     assert numpy.array_equal(texture('serial.tif', '--serial'), texture('aws.tif', '--workers', '3'))
@@ -425,7 +433,7 @@ def test_user_exception_surfaces_as_rios_users_know_it(source, style_name, folde
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + FAILING, STYLES[style_name])
     assert status == 1
     assert 'ArithmeticError: no luck with this block' in err
-    assert re.search(r'File ".*", line \d+, in unlucky$', err, re.MULTILINE), 'the remote traceback is not shown'
+    assert re.search(r'File ".*", line \d+, in unlucky$', err, re.MULTILINE), 'no remote traceback is shown'
     assert err.splitlines()[-1].partition(':')[0].rpartition('.')[2] == (
         'WorkerExceptionError' if source.is_2 else 'ArithmeticError')
     assert_failed_at_once(err)
@@ -480,7 +488,7 @@ def test_raster_that_cannot_be_opened_is_an_error_of_rios(source, style_name, fo
 @every(styles=['two-calls', 'default', 'main-reads-2', 'workers-read-0'])
 def test_block_that_cannot_be_read_ends_the_run(source, style_name, folder):
     whole = (folder / 'other0.tif').read_bytes()
-    (folder / 'other0.tif').write_bytes(whole[:len(whole) * 2 // 3])    # GDAL opens it, and reads its first rows
+    (folder / 'other0.tif').write_bytes(whole[:len(whole) * 2 // 3])    # GDAL opens it, and reads some rows
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, STYLES[style_name])
     assert status == 1
     if source.is_2:
@@ -501,8 +509,8 @@ def test_deprecated_class_of_rios_is_harmless(source, folder, order):
     module = 'from rios import computemanager' if source.is_2 else 'from rios.parallel.aws import batch'
     lines = [module, 'import rios_awsbatch']
     options = STYLES['default'] if source.is_2 else TWO_CALLS
-    _, err = succeed(source, folder, '\n'.join(lines if order == 'before' else lines[::-1]) + '\n' + SCRIPT + EVERYTHING,
-                     options)
+    lines = lines if order == 'before' else lines[::-1]
+    _, err = succeed(source, folder, '\n'.join(lines) + '\n' + SCRIPT + EVERYTHING, options)
     assert 'deprecated' not in err
 
 
@@ -539,13 +547,15 @@ rios.imagereader.ReadWorkerMgr.startReadWorkers = lambda self, everything: None
 
 def assert_one_sentence(source, err):
     last = err.splitlines()[-1]
-    assert last.startswith('rios_awsbatch.AWSBatchException: RIOS {} has changed what rios_awsbatch'.format(source.version))
+    assert last.startswith('rios_awsbatch.AWSBatchException: RIOS {} has changed what rios_awsbatch'.format(
+        source.version))
 
 
 @every(one=False)
 @pytest.mark.parametrize('change', CHANGES)
 def test_rios_that_has_changed_is_named_in_one_sentence(source, change, folder):
-    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + CHANGES[change] + EVERYTHING, STYLES['default'])
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + CHANGES[change] + EVERYTHING,
+                           STYLES['default'])
     assert status == 1
     assert_one_sentence(source, err)
     assert not left_on_aws(source) & set(re.findall(r'^run (\S+)$', out, re.MULTILINE))
@@ -569,7 +579,7 @@ def test_rios_that_has_changed_in_the_workers_is_named_in_one_sentence(source, f
 
 @every(one=False)
 @pytest.mark.parametrize('more, said', [
-    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams of CW_AWSBATCH may have .*, not colour'),
+    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams .* may have .*, not colour'),
     ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
     ({'computeWorkersRead': False}, 'numReadWorkers')])
 def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):

@@ -1,4 +1,4 @@
-"""Rasters on one pixel grid, for the two doubles of RIOS beside this file: reading with a margin, and writing."""
+"""Rasters on one pixel grid, for the two doubles of RIOS beside this: read with a margin, and written."""
 import collections
 import math
 
@@ -21,7 +21,7 @@ class CUIProgressBar:
 
 
 class NamedFiles:
-    """Attributes that are a file name or a list of them; as an iterable, (name, number or None, file name)."""
+    """Attributes that are a file name or a list of them; iterated, (name, number or None, file name)."""
     def __iter__(self):
         for name, entry in vars(self).items():
             if isinstance(entry, list):
@@ -112,7 +112,8 @@ def read(dataset, top, left, nrows, ncols, margin):
     array = numpy.zeros((len(bands), nrows + 2 * margin, ncols + 2 * margin), dtype)
     first, last = max(0, top - margin), min(dataset.RasterYSize, top + nrows + margin)
     west, east = max(0, left - margin), min(dataset.RasterXSize, left + ncols + margin)
-    inside = (slice(first - top + margin, last - top + margin), slice(west - left + margin, east - left + margin))
+    inside = (slice(first - top + margin, last - top + margin),
+              slice(west - left + margin, east - left + margin))
     for number, band in enumerate(bands):
         array[number][inside] = band.ReadAsArray(west, first, east - west, last - first)
     return array

@@ -58,7 +58,8 @@ class RIOSJobInfo(jobmanager.JobInfo):
         self.info, self.inputs, self.otherargs = info, inputs, otherargs
 
     def getFunctionParams(self):
-        return (self.info, self.inputs, BlockAssociations()) + (() if self.otherargs is None else (self.otherargs,))
+        more = () if self.otherargs is None else (self.otherargs,)
+        return (self.info, self.inputs, BlockAssociations()) + more
 
     def getFunctionResult(self, params):
         return params[2]
@@ -66,14 +67,15 @@ class RIOSJobInfo(jobmanager.JobInfo):
 
 def apply(userFunction, infiles, outfiles, otherArgs=None, controls=None):
     controls = controls or ApplierControls()
-    infos = {filename: double_grid.file_info(filename, rioserrors.FileOpenError) for _, _, filename in infiles}
+    infos = {filename: double_grid.file_info(filename, rioserrors.FileOpenError)
+             for _, _, filename in infiles}
     grid = double_grid.grid_of(next(name for name, info in infos.items() if not info.isVector))
     writer = double_grid.Writer(outfiles, grid, controls.overlap)
     manager = jobmanager.getJobMgrObject(controls) if controls.numThreads > 1 else None
     with tempfile.TemporaryDirectory() as folder:
         opened = {
-            filename: double_grid.rasterize(filename, grid, os.path.join(folder, str(number))) if infos[filename].isVector
-            else gdal.Open(filename) for number, filename in enumerate(infos)}
+            filename: double_grid.rasterize(filename, grid, os.path.join(folder, str(number)))
+            if infos[filename].isVector else gdal.Open(filename) for number, filename in enumerate(infos)}
         blocks = double_grid.blocks_of(grid, controls.window)
         places, left = iter(blocks), iter(blocks)       # blocks are written in the order in which they come
         while True:

@@ -55,10 +55,12 @@ def apply(userFunction, infiles, outfiles, otherArgs=None, controls=None):
             computeWorkerKind='CW_AWSBATCH', numComputeWorkers=controls.numThreads, numReadWorkers=1))
     allInfo = {(name, number): double_grid.file_info(filename, rioserrors.FileOpenError)
                for name, number, filename in infiles}
-    grid = double_grid.grid_of(next(filename for name, number, filename in infiles if not allInfo[name, number].isVector))
+    grid = double_grid.grid_of(next(filename for name, number, filename in infiles
+                                    if not allInfo[name, number].isVector))
     blocks = [ApplierBlockDefn(*block) for block in double_grid.blocks_of(grid, controls.window)]
-    given = dict(userFunction=userFunction, infiles=infiles, otherArgs=otherArgs, controls=controls, blockList=blocks,
-                 workinggrid=grid, allInfo=allInfo, tmpfileMgr=TempfileManager(controls.tempdir))
+    given = dict(userFunction=userFunction, infiles=infiles, otherArgs=otherArgs, controls=controls,
+                 blockList=blocks, workinggrid=grid, allInfo=allInfo,
+                 tmpfileMgr=TempfileManager(controls.tempdir))
     writer = double_grid.Writer(outfiles, grid, controls.overlap)
     timings = Timers()
     with timings.interval('walltime'):
@@ -73,8 +75,8 @@ def _progress(controls, number, count):
         controls.progress.setProgress(100 * number // count)
 
 
-def _serially(writer, outfiles, timings, userFunction, infiles, otherArgs, controls, blockList, workinggrid, allInfo,
-              tmpfileMgr):
+def _serially(writer, outfiles, timings, userFunction, infiles, otherArgs, controls, blockList, workinggrid,
+              allInfo, tmpfileMgr):
     cache, rasterizeMgr = {}, RasterizationMgr()
     for number, block in enumerate(blockList):
         _progress(controls, number, len(blockList))
@@ -116,7 +118,8 @@ def _concurrently(writer, outfiles, timings, **given):
             with timings.interval('startcomputeworkers'):
                 manager.startWorkers(
                     numWorkers=style.numComputeWorkers, inBlockBuffer=inBuffer, outBlockBuffer=outBuffer,
-                    outfiles=outfiles, singleBlockComputeWorkers=False, haveSharedTemp=True, exceptionQue=errors, **given)
+                    outfiles=outfiles, singleBlockComputeWorkers=False, haveSharedTemp=True,
+                    exceptionQue=errors, **given)
             for number in range(len(blockList)):
                 _progress(controls, number, len(blockList))
                 try:

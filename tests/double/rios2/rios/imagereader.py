@@ -8,8 +8,8 @@ from osgeo import gdal
 from rios.structures import WorkerErrorRecord
 
 
-def readBlockOneFile(blockDefn, symbolicName, seqNum, filename, gdalObjCache, controls, tmpfileMgr, rasterizeMgr,
-                     workinggrid, allInfo):
+def readBlockOneFile(blockDefn, symbolicName, seqNum, filename, gdalObjCache, controls, tmpfileMgr,
+                     rasterizeMgr, workinggrid, allInfo):
     if (symbolicName, seqNum) not in gdalObjCache:
         if allInfo[symbolicName, seqNum].isVector:
             filename = rasterizeMgr.rasterize(filename, workinggrid, tmpfileMgr)
@@ -32,7 +32,8 @@ class ReadWorkerMgr:
                 while not self.forceExit.is_set():
                     task = tasks.get(block=False)
                     with timings.interval('reading'):
-                        array = readBlockOneFile(*task, cache, controls, tmpfileMgr, rasterizeMgr, workinggrid, allInfo)
+                        array = readBlockOneFile(*task, cache, controls, tmpfileMgr, rasterizeMgr,
+                                                 workinggrid, allInfo)
                     with timings.interval('insert_readbuffer'):
                         inBlockBuffer.addBlockData(*task[:3], array)
             except queue.Empty:
