@@ -372,24 +372,26 @@ class _Pickler(cloudpickle.CloudPickler):
 
 class _Results(pickle.Unpickler):
     """Unpickles results. A class of the script that comes back with one stays as it is here."""
-    known = ()
+    def __init__(self, file):
+        super().__init__(file)
+        self.known = []
 
     def find_class(self, module, name):
         found = super().find_class(module, name)
-        if module == 'cloudpickle.cloudpickle' and name == '_make_skeleton_class':
-            return functools.partial(self._make, found)
-        if module == 'cloudpickle.cloudpickle' and name == '_class_setstate':
-            return functools.partial(self._set, found)
-        return found
+        ours = {'_make_skeleton_class': _make_class, '_class_setstate': _set_class}.get(name)
+        of_cloudpickle = module == 'cloudpickle.cloudpickle' and ours
+        return functools.partial(ours, found, self.known) if of_cloudpickle else found
 
-    def _make(self, make, *args):
-        is_known = args[4] in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-        made = make(*args)
-        self.known += (made,) if is_known else ()
-        return made
 
-    def _set(self, set_state, cls, state):
-        return cls if cls in self.known else set_state(cls, state)
+def _make_class(make, known, *args):
+    is_known = args[4] in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    made = make(*args)
+    known.extend([made] * is_known)
+    return made
+
+
+def _set_class(set_state, known, cls, state):
+    return cls if any(cls is each for each in known) else set_state(cls, state)
 
 
 def pack(data):
@@ -1501,19 +1503,21 @@ def _end_runs():
         run.join()
 
 
-_signalled = False
+_signalled, _pid = False, os.getpid()
 
 
 def _exit_on_signal(number, frame):
     global _signalled
-    if _runs:
+    if _runs and os.getpid() == _pid:       # not in a child, which may have been forked just now
         _signalled = True
         sys.exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
+    os.kill(os.getpid(), number)
 
 
 def _handle_signals():
+    global _pid
+    _pid = os.getpid()
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:

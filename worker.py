@@ -237,7 +237,7 @@ def missing_module(error):
 def missing_file(error):
     """A sentence for a file that the worker cannot reach; '' for any other error."""
     text = told(error)
-    if '/vsi' in text and any(word in text for word in (
+    if ('/vsi' in text or 's3:' in text) and any(word in text for word in (
             '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
             'does not exist', 'No such file')):
         return ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '

@@ -185,13 +185,13 @@ def test_main_script_that_slept_longer_than_its_lease_goes_on(tmp_path, aws):
     """A closed laptop: its workers have ended when it wakes, and others take their place."""
     process = run_main(tmp_path, aws, '''
         def tile(x):
-            time.sleep(0.1)
+            time.sleep(0.2)
             return x
         with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            futures = [executor.submit(tile, x) for x in range(100)]
+            futures = [executor.submit(tile, x) for x in range(200)]
             futures[0].result()
             print(executor.run, flush=True)
-            assert [future.result() for future in futures] == list(range(100))
+            assert [future.result() for future in futures] == list(range(200))
         ''')
     assert process.stdout.readline()
     process.send_signal(signal.SIGSTOP)

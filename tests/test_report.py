@@ -28,7 +28,7 @@ def tile(x, marker):
         os.kill(os.getpid(), signal.SIGKILL)
     if x == 9:
         raise ValueError('band 7 is missing')
-    return bytes(10**6 if x == 11 else 10)
+    return os.urandom(10**6 if x == 11 else 10)
 
 
 def first_of(marker):
@@ -161,35 +161,6 @@ def test_report_shows_how_long_the_main_script_was_busy_with_a_result(tmp_path, 
     taken = of(read(tmp_path), 'taken')
     assert len(taken) == 3 and all(each['asked'] - each['given'] >= 0.3 for each in taken)
     assert re.search(r'main script +busy with results for \d+% of the time', timeline(tmp_path)[1])
-
-
-class JobInfo:
-    """A block of RIOS 1.4."""
-    def __init__(self, number):
-        self.number = number
-
-    def prepareForPickling(self):
-        return self
-
-    def getFunctionParams(self):
-        return [self.number]
-
-    def getFunctionResult(self, params):
-        return params
-
-
-def test_blocks_of_the_main_script_are_in_the_report(tmp_path, monkeypatch):
-    monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path))
-    manager = rios_awsbatch.AWSBatchJobManager(3)
-    manager.executor.wait_for_workers(2, 120)
-    for _ in range(2):
-        manager.runSubJobs(time.sleep, [JobInfo(0.1) for _ in range(3)])
-    manager.finalise()
-    here = of(read(tmp_path), 'here')
-    assert len(here) == 2 and all(block['computed'] - block['started'] >= 0.1 for block in here)
-    assert len(of(read(tmp_path), 'block')) == 4
-    status, out, err = timeline(tmp_path)
-    assert status == 0 and '2 by the main script: 2' in out, out + err
 
 
 def test_killed_main_script_has_its_report(tmp_path):
