@@ -112,13 +112,14 @@ class Computer:
     def compute(self, header, payload):
         """Run one call: ('result' or 'error', a pickle)."""
         import cloudpickle
-        label = header['label']
+        label, paths = header['label'], []
         try:
             if header['gdal']:
                 from osgeo import gdal
                 gdal.UseExceptions()
             function = pickle.loads(self.blob(header['fn']))
             args, kwargs = pickle.loads(payload)
+            paths = [arg for arg in args if type(arg) is str]
             if self.set and globals_of(function).get('__name__') == self.space.get('__name__'):
                 globals_of(function).update(self.set)       # as if both were of one module here too
             result = function(*args, **kwargs)
@@ -133,10 +134,10 @@ class Computer:
                     'Return arrays, numbers and text; open files and GDAL datasets stay in the '
                     'worker.'.format(label, type(result).__name__, told(error))) from error
         except BaseException as error:      # sys.exit() in the user's function included
-            return 'error', self.pickled_error(label, error)
+            return 'error', self.pickled_error(label, error, paths)
 
     @staticmethod
-    def pickled_error(label, error):
+    def pickled_error(label, error, paths):
         import cloudpickle
         explained = None
         if isinstance(error, ImportError):
@@ -148,7 +149,7 @@ class Computer:
             explained.__cause__ = error
             error = explained
         text = traceback_of(error)
-        hint = missing_file(error)
+        hint = missing_file(error, paths)
         if hint:
             text += hint + '\n'
             if hasattr(error, 'add_note'):      # since Python 3.11
@@ -234,18 +235,18 @@ def missing_module(error):
     return problem('{} in the worker\'s image. {}'.format(error, how))
 
 
-def missing_file(error):
-    """A sentence for a file that the worker cannot reach; '' for any other error."""
-    text = told(error)
+def missing_file(error, paths):
+    """A sentence for a file that the worker cannot reach, which may be one of these; '' for any other error."""
+    text, hint = told(error), ''
     if ('/vsi' in text or 's3:' in text) and any(word in text for word in (
             '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
             'does not exist', 'No such file')):
-        return ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
+        hint = ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
                 '"scripts/modify.sh --readbucket" (or --writebucket) allows it.')
-    if isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
-        return ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
+    elif isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
+        hint = ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
                 'on S3 and open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
-    return ''
+    return '{}: {}'.format(', '.join(paths), hint) if hint and paths else hint
 
 
 # ---------------------------------------------------------------------------------------------
