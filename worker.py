@@ -236,7 +236,7 @@ def missing_module(error):
 
 
 def missing_file(error, paths):
-    """A sentence for a file that the worker cannot reach, which may be one of these; '' for any other error."""
+    """A sentence for a file, maybe one of these, that the worker cannot reach; '' for any other error."""
     text, hint = told(error), ''
     if ('/vsi' in text or 's3:' in text) and any(word in text for word in (
             '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
