@@ -114,6 +114,7 @@ case \$1 in
         echo "\$* (password of \${#password} characters)" >>"$WORK/registry" ;;
     push)
         echo "\$*" >>"$WORK/registry"
+        [[ \$2 == *:latest ]] || exit 0        # the same once more, named after its processors
         runner=$WORK/run-\$(tr -c 'a-z0-9\n' - <<<"\$2").py
         sed "s|@IMAGE@|\$2|" "$WORK/run-image.py" >"\$runner"
         case \$2 in *main:latest) output=BatchECRMain ;; *) output=BatchECR ;; esac
@@ -246,8 +247,9 @@ test_on_local_aws() {
     quietly "$ROOT/scripts/build.sh" "$WORK/ground.py"
     step "building the main image"
     quietly "$ROOT/scripts/build.sh" --main "$WORK/main.py"
-    worker=$(awk '$1 == "push" && !/main/ { print $2 }' "$WORK/registry")
-    main=$(awk '$1 == "push" && /main/ { print $2 }' "$WORK/registry")
+    # Each is pushed under the name of its processors too.
+    worker=$(awk '$1 == "push" && !/main/ && /:latest/ { print $2; exit }' "$WORK/registry")
+    main=$(awk '$1 == "push" && /main/ && /:latest/ { print $2; exit }' "$WORK/registry")
     check_image "$worker"
     measure_image "$worker"
     step "running the main image as a job, and its workers"
