@@ -75,9 +75,7 @@ import traceback
 import weakref
 import zlib
 
-import boto3
-import botocore.config
-import botocore.exceptions
+import botocore.exceptions       # boto3 takes long, and what computes blocks does without
 import cloudpickle
 
 __version__ = '2.0.0'
@@ -98,10 +96,11 @@ WATCH_SECONDS = 5           # how often the Batch jobs are looked at
 TELL_SECONDS = 300          # how often it is said that no worker is up yet, or that AWS is still away
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
-ROUNDS_AHEAD = 2            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
+ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
+EXIT_KILLED = 137           # of a job that was ended by SIGKILL
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
@@ -151,8 +150,6 @@ class _RemoteTraceback(Exception):
 # ---------------------------------------------------------------------------------------------
 
 AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
-_CREDENTIAL_HELP = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and '
-                    'AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.')
 _EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired'}
 _WRONG_KEY = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
               'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
@@ -164,6 +161,8 @@ _NO_OBJECT = {'NoSuchKey', '404', 'NotFound',
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _CONNECTION_ERRORS = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
+_LOG_IN = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or '
+           'AWS_PROFILE.')
 
 
 def error_code(error):
@@ -179,9 +178,9 @@ def is_temporary(error):
 
 def is_expired(error):
     """Whether an error of botocore passes when the user logs in again."""
-    return error_code(error) in _EXPIRED or isinstance(
-        error, (botocore.exceptions.SSOError, botocore.exceptions.TokenRetrievalError,
-                botocore.exceptions.CredentialRetrievalError))
+    exceptions = botocore.exceptions
+    return error_code(error) in _EXPIRED or isinstance(error, (
+        exceptions.SSOError, exceptions.TokenRetrievalError, exceptions.CredentialRetrievalError))
 
 
 def explain(error, doing):
@@ -192,16 +191,15 @@ def explain(error, doing):
         error: a BotoCoreError or ClientError.
         doing (str): what was being done, as in 'reading the stack outputs'.
     """
-    code, said = error_code(error), str(error)
-    exceptions = botocore.exceptions
+    code, exceptions = error_code(error), botocore.exceptions
     if isinstance(error, exceptions.ProfileNotFound):
         text = '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'
     elif is_expired(error):
-        text = 'Your AWS login has expired ({}). Log in again. ' + _CREDENTIAL_HELP
+        text = 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN
     elif isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
-        text = 'No AWS credentials were found ({}). ' + _CREDENTIAL_HELP
+        text = 'No AWS credentials were found ({}). ' + _LOG_IN
     elif code in _WRONG_KEY:
-        text = 'AWS does not accept your credentials ({}). ' + _CREDENTIAL_HELP
+        text = 'AWS does not accept your credentials ({}). ' + _LOG_IN
     elif code in _DENIED:
         text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy '
                 'of the stack\'s output BatchMainPolicyArn to your user or role.')
@@ -220,52 +218,44 @@ def explain(error, doing):
     else:
         text = '{}'
     return AWSBatchException('Error when {} (stack {}, region {}): {}'.format(
-        doing, STACK_NAME, REGION, text.format(said)))
+        doing, STACK_NAME, REGION, text.format(error)))
 
 
 @functools.lru_cache
 def _is_region(name):
+    import boto3
     session = boto3.session.Session()
     return any(name in session.get_available_regions('batch', partition)
                for partition in session.get_available_partitions())
-
-
-@contextlib.contextmanager
-def _explained(doing):
-    """Errors of AWS inside the block are raised as an AWSBatchException that says `doing`."""
-    try:
-        yield
-    except AWS_ERRORS as error:
-        raise explain(error, doing) from error
 
 
 # ---------------------------------------------------------------------------------------------
 # The stack
 # ---------------------------------------------------------------------------------------------
 
-# What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
-_NO_CHECKSUMS = {name: 'when_required' for name in (
-    'request_checksum_calculation', 'response_checksum_validation')
-    if name in botocore.config.Config.OPTION_DEFAULTS}
-
-
-def make_client(service, region, requests=None, session=boto3, attempts=8):
+def make_client(service, requests=None, session=None, region=REGION, attempts=8):
     """
     A boto3 client that is patient with AWS, and good for many threads.
 
     Args:
         service (str): boto3's name for it, as in 'sqs'.
-        region (str): the AWS region.
         requests (collections.Counter): counts the requests made, by operation.
-        session (boto3.session.Session): whose credentials it uses; default: boto3's own.
+        session (boto3.session.Session): whose credentials it uses; default: one of its own.
+        region (str): the AWS region.
         attempts (int): how often a request is made that fails.
     """
+    import boto3
+    import botocore.config
+    # What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
+    checksums = {name: 'when_required' for name in (
+        'request_checksum_calculation', 'response_checksum_validation')
+        if name in botocore.config.Config.OPTION_DEFAULTS}
     config = botocore.config.Config(
         retries={'mode': 'standard', 'total_max_attempts': attempts}, max_pool_connections=32,
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
-        **_NO_CHECKSUMS)
-    client = session.client(service, region_name=region, config=config)
+        **checksums)
+    client = (session or boto3.session.Session()).client(service, region_name=region, config=config)
     if requests is not None:
         def count(event_name, **kwargs):
             requests[event_name.partition('.')[2]] += 1
@@ -290,7 +280,7 @@ def getStackOutputs():
     variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
     try:
         # Somebody waits for it, and nothing is lost: so it is soon said that AWS cannot be reached.
-        client = make_client('cloudformation', REGION, attempts=3)
+        client = make_client('cloudformation', attempts=3)
         stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
         if error_code(error) == 'ValidationError':
@@ -322,7 +312,7 @@ def _require_image(stack):
     if not repository:
         return
     try:
-        make_client('ecr', REGION).describe_images(
+        make_client('ecr').describe_images(
             repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
     except AWS_ERRORS as error:
         if error_code(error) in ('ImageNotFoundException', 'RepositoryNotFoundException'):
@@ -447,9 +437,12 @@ class Channel:
 
     def connect(self):
         """Make the clients, with the credentials that there are now."""
+        import boto3
         self.session = boto3.session.Session()
-        self.sqs = make_client('sqs', self.region, self.requests, self.session)
-        self.s3 = make_client('s3', self.region, self.requests, self.session)
+        self.sqs, self.s3 = self.client('sqs'), self.client('s3')
+
+    def client(self, service):
+        return make_client(service, self.requests, self.session, self.region)
 
     def sign(self, text):
         return hmac.new(self.key, text.encode(), 'sha256').hexdigest()
@@ -705,7 +698,6 @@ class _Run:
                         workers, STACK_NAME, most, workers)
         _require_image(self.stack)
         self.calls = {}                     # the outstanding calls by id
-        self.settling = {}                  # those of them whose futures are being settled
         self.ids = itertools.count(1)
         self.outbox = queue.SimpleQueue()   # calls in the order in which they were submitted; None ends it
         self.large = queue.SimpleQueue()    # those of them that want preparation
@@ -721,16 +713,18 @@ class _Run:
         self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
         self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
         self.started = self.lost = self.futile = self.awaited = 0
-        self.seen_up = self.doomed = self.closing = self.hurry = False
+        self.tell_after = TELL_SECONDS
+        self.seen_up = self.failed = self.doomed = self.closing = self.hurry = False
         self.broken = self.told = None
         self.channel = None
         self.ended = threading.Event()      # the threads stop
         self.clean = threading.Event()      # nothing is left
         try:
-            with _explained('starting a run'):
-                self._start(initializer)
-        except BaseException:
+            self._start(initializer)
+        except BaseException as error:
             self._clean_up(orderly=False)
+            if isinstance(error, AWS_ERRORS):
+                raise explain(error, 'starting a run') from error
             raise
         loops = [self._keep, self._renew, self._send] + [self._prepare] * PREPARERS + [
             functools.partial(self._collect, tally) for tally in self.tallies]
@@ -741,7 +735,7 @@ class _Run:
     def _start(self, initializer):
         self.channel = Channel(
             self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
-        self.batch = make_client('batch', REGION, self.channel.requests, self.channel.session)
+        self.batch = self.channel.client('batch')
         self._put_lease()
         for name in ('in', 'out'):
             url = self.channel.sqs.create_queue(
@@ -819,7 +813,7 @@ class _Run:
 
     def over(self):
         """Whether nobody waits for anything of this run any more, so that it is to be cleaned up."""
-        return self.closing and (self.hurry or bool(self.broken) or not (self.calls or self.settling))
+        return self.closing and (self.hurry or bool(self.broken) or not self.calls)
 
     def persist(self, doing, request):
         """
@@ -844,7 +838,7 @@ class _Run:
                 self.ended.wait(1)
                 if is_expired(error):       # logged in again? New clients look for it.
                     self.channel.connect()
-                    self.batch = make_client('batch', REGION, self.channel.requests, self.channel.session)
+                    self.batch = self.channel.client('batch')
         return None
 
     def _tell(self, error, doing):
@@ -1106,8 +1100,6 @@ class _Run:
         """Give a future its result or exception; False where somebody else has."""
         if not call.claim():
             return False
-        self.settling[call.id] = call       # so that the run does not end between these lines
-        self.calls.pop(call.id, None)
         if tally is not None:
             tally[worker] += 1
         try:
@@ -1116,7 +1108,7 @@ class _Run:
             else:
                 call.future.set_result(result)
         finally:
-            self.settling.pop(call.id, None)
+            self.calls.pop(call.id, None)
             if self.closing:
                 self.wake.put(None)
         return True
@@ -1206,6 +1198,7 @@ class _Run:
                 if ended:
                     job.ended.add(index)
                     self.futile += 1
+                    self.failed = self.failed or not _was_killed(child)
                 if worker not in self.quiet:
                     why = _how_ended(child) if ended else 'AWS Batch starts it again'
                     self.ends.append((why, job.child(index)))
@@ -1216,7 +1209,7 @@ class _Run:
             self._lost(workers, why)
         alive = sum(job.size - len(job.ended) for job in self.jobs.values())
         missing = min(self.workers, max(len(self.calls), self.awaited)) - alive
-        never = not (alive or self.seen_up)
+        never = self.failed and not (alive or self.seen_up)
         if missing > 0 and never and not self.doomed:
             self.doomed = True              # a first answer may still be on its way, so look twice
         elif missing > 0 and (never or self.futile > 2 * self.workers + 30):
@@ -1256,18 +1249,15 @@ class _Run:
         waited = time.monotonic() - min(job.submitted for job in self.jobs.values())
         reasons = list(dict.fromkeys(job['statusReason'] for job in jobs if job.get('statusReason')))
         said = 'AWS Batch says: {}. '.format('; '.join(reasons)) if reasons else ''
-        for job in jobs:
-            reason = job.get('statusReason', '')
-            if job['status'] == 'RUNNABLE' and reason.startswith('MISCONFIGURATION:'):
-                self.break_off('No worker can start: AWS Batch says {}. Ask for less with "scripts/modify.sh '
-                               '--mem" and --vcpus, or for other instances with --instancetype.'.format(
-                                   reason))
-                return
-        if self.start_timeout and waited > self.start_timeout:
+        if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
+               for job in jobs):
+            self.break_off('No worker can start. {}Ask for less with "scripts/modify.sh --mem" and --vcpus, '
+                           'or for other instances with --instancetype.'.format(said))
+        elif self.start_timeout and waited > self.start_timeout:
             self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). '
                            '{}{}'.format(self.start_timeout, said, RUNNABLE_CAUSES))
-        elif waited > TELL_SECONDS * getattr(self, 'waits_told', 1):
-            self.waits_told = int(waited // TELL_SECONDS) + 1
+        elif waited > self.tell_after:
+            self.tell_after = waited + TELL_SECONDS
             log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60,
                         ', '.join(sorted({job['status'] for job in jobs})), said, RUNNABLE_CAUSES)
 
@@ -1278,28 +1268,22 @@ class _Run:
         sentences = list(dict.fromkeys(why for why, _ in self.ends))
         try:
             container = self.batch.describe_jobs(jobs=[self.ends[-1][1]])['jobs'][0]['container']
-            if container.get('logStreamName'):
-                group = container['logConfiguration']['options']['awslogs-group']
-                sentences.append(self._log_tail(group, container['logStreamName']))
-        except (*AWS_ERRORS, LookupError) as error:
+            group = container['logConfiguration']['options']['awslogs-group']
+            stream, lines, token = container['logStreamName'], [], {}
+            for _ in range(10):             # a page may be empty though there are more
+                page = self.channel.client('logs').get_log_events(
+                    logGroupName=group, logStreamName=stream, limit=20, startFromHead=False, **token)
+                lines = ['\n    ' + event['message'] for event in page['events']] + lines
+                if len(lines) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
+                    break
+                token = {'nextToken': page['nextBackwardToken']}
+            if lines:
+                sentences.append('The end of its log:{}\n'.format(''.join(lines[-20:])))
+            sentences.append('All of its log: aws logs get-log-events --region {} --log-group-name {} '
+                             '--log-stream-name {}'.format(REGION, group, stream))
+        except (*AWS_ERRORS, LookupError) as error:     # it never had one, or nobody may read it
             log.debug('The log of the last worker cannot be found: %s', error)
         return ' '.join(sentences)
-
-    def _log_tail(self, group, stream):
-        more = ('All of its log: aws logs get-log-events --region {} --log-group-name {} --log-stream-name '
-                '{}'.format(REGION, group, stream))
-        client, events, token = make_client('logs', REGION, session=self.channel.session), [], {}
-        for _ in range(10):                 # a page may be empty though there are more
-            page = client.get_log_events(logGroupName=group, logStreamName=stream, limit=20,
-                                         startFromHead=False, **token)
-            events = page['events'] + events
-            if len(events) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
-                break
-            token = {'nextToken': page['nextBackwardToken']}
-        if not events:
-            return more
-        return 'The end of its log:\n{}\n{}'.format(
-            '\n'.join('    ' + event['message'] for event in events[-20:]), more)
 
     def _renew(self):
         """Thread: keep the lease, by which the workers know that this script lives."""
@@ -1400,6 +1384,13 @@ class _Run:
 _ENDED = ('SUCCEEDED', 'FAILED')
 
 
+def _was_killed(job):
+    """Whether a job was ended from outside, so that the next one may fare better."""
+    container = job.get('container', {})
+    return 'Host EC2' in job.get('statusReason', '') or (
+        container.get('exitCode') == EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
+
+
 def _how_ended(job):
     """What Batch says of a job that has ended, and what to do about it (str)."""
     container = job.get('container', {})
@@ -1439,14 +1430,13 @@ def _name(fn):
 
 def _label(args):
     """A short name for a call in messages: what its arguments are, without their data or code of theirs."""
+    plain, numpy = (int, float, str, bytes, bool, type(None)), sys.modules.get('numpy')
+
     def name(arg):
-        if type(arg) in (int, float, str, bytes, bool, type(None)):
+        if type(arg) in plain or type(arg) is tuple and all(type(item) in plain for item in arg[:8]):
             return reprlib.repr(arg)
-        if isinstance(arg, tuple) and all(type(item) in (int, float, str) for item in arg[:8]):
-            return '({})'.format(', '.join(map(reprlib.repr, arg[:8])) + (', ...' if len(arg) > 8 else ''))
-        numpy = sys.modules.get('numpy')
         return type(arg).__name__ + (str(arg.shape) if numpy and type(arg) is numpy.ndarray else '')
-    return '({})'.format(', '.join(name(arg) for arg in args[:4]) + (', ...' if len(args) > 4 else ''))
+    return '({})'.format(', '.join(map(name, args[:4])) + (', ...' if len(args) > 4 else ''))
 
 
 def _pickled(thing, what):
@@ -1740,22 +1730,6 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         return False
 
 
-def _executor_for(count, **given):
-    """
-    The executor that a manager of RIOS is to use: that of the innermost with statement, or a new one.
-
-    Returns:
-        (AWSBatchExecutor, bool): and whether it is new, so that the manager ends it.
-    """
-    for executor in reversed(_entered):
-        if not (executor._run.closing or executor._run.broken):
-            if given:
-                raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
-                                 'AWSBatchExecutor" around apply().'.format(', '.join(given)))
-            return executor, False
-    return AWSBatchExecutor(count, **given), True
-
-
 # ---------------------------------------------------------------------------------------------
 # RIOS 1.4: a job manager; first what it shares with RIOS 2
 # ---------------------------------------------------------------------------------------------
@@ -1833,17 +1807,26 @@ def _digest(thing):
 
 
 class _Apply:
-    """One apply(): the executor, the blocks that it has, and the copies of otherArgs that they changed."""
+    """
+    One apply(): its executor, which is that of the innermost with statement or one of its own, the blocks
+    that the executor has, and the copies of otherArgs that they changed.
+    """
     def __init__(self, workers, **options):
-        self.executor, own = _executor_for(workers, **options)
+        own, usable = None, [each for each in _entered if not (each._run.closing or each._run.broken)]
+        if usable and options:
+            raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
+                             'AWSBatchExecutor" around apply().'.format(', '.join(options)))
+        if not usable:
+            own = AWSBatchExecutor(workers, **options)
+        self.executor = own or usable[-1]
         self.blocks, self.copies, self.function = {}, {}, None      # future to block, block to copy
         # By itself too, as RIOS does not tell a job manager that something else has failed.
-        self.end = weakref.finalize(self, self._end, self.executor if own else None, self.blocks)
+        self.end = weakref.finalize(self, self._end, own, self.blocks)
 
     @staticmethod
-    def _end(executor, blocks):
-        if executor:
-            executor.shutdown(cancel_futures=True)
+    def _end(own, blocks):
+        if own:
+            own.shutdown(cancel_futures=True)
         for future in list(blocks):
             future.cancel()
 

@@ -73,6 +73,7 @@ class Computer:
         for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        self.pipe.send(('ready', b'', ()))
         call = self.pipe.recv()         # now the worker listens
         if os.environ.get('RIOSInitializer'):
             try:
@@ -354,8 +355,10 @@ class Worker:
                 if kind == 'broken':
                     self._say('broken', text='A worker\'s initializer failed:\n' + data)
                     os._exit(EXIT_FAILED)
-                if kind != 'want':
+                if kind in ('result', 'error'):
                     return kind, data
+                if kind == 'ready':
+                    continue
                 try:
                     self.pipe.send(self.channel.fetch(self.channel.blob(data), data))
                 except rios_awsbatch.Refused as refused:
@@ -626,6 +629,7 @@ def main():
             env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
             env['RIOSOutQueue'], env['RIOSRegion'])
         worker = Worker(channel, started, env)
+        worker.pipe.poll(None)              # the computer is ready, or has died
         worker._say('hello', versions=rios_awsbatch.versions(), start=time.time())
         wrong = rios_awsbatch.mismatch(json.loads(env['RIOSVersions']), rios_awsbatch.versions())
         if wrong:

@@ -281,7 +281,7 @@ def test_misconfiguration_ends_the_run_with_the_remedy(tmp_path, aws):
         ''')
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert re.search('No worker can start: AWS Batch says MISCONFIGURATION.*--mem', err)
+    assert re.search('No worker can start. AWS Batch says: MISCONFIGURATION.*--mem', err)
 
 
 def test_forgotten_image_starts_nothing(tmp_path):
