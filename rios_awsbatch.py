@@ -105,6 +105,7 @@ EXIT_KILLED = 137           # of a job that was ended by SIGKILL
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
 PACK_BYTES = 32768          # what is smaller is not compressed
+FUNCTION_BYTES = 4096       # a function that is no larger travels with each call, which saves round trips
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
 PREPARERS = 4               # threads that compress and upload calls ahead of the one that sends them
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
@@ -868,9 +869,13 @@ class _Run:
             self._check_open()
             time.sleep(0.01)
         self._check_open()
-        new = digest not in self.stored
-        self.stored.add(digest)
-        call = _Call(next(self.ids), _name(fn) + _label(args), digest, data if new else None, payload)
+        if len(data) <= FUNCTION_BYTES:
+            digest, data, payload = None, None, data + payload
+        elif digest in self.stored:
+            data = None
+        else:
+            self.stored.add(digest)
+        call = _Call(next(self.ids), _name(fn) + _label(args), digest, data, payload)
         self.backlog += len(payload)
         self.calls[call.id] = call
         future = call.future
@@ -1514,6 +1519,15 @@ def _handle_signals():
                 signal.signal(number, _exit_on_signal)
 
 
+def _before_fork():
+    """A signal to the child waits until _exit_on_signal is not its handler; Python would forget it else."""
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _after_fork():
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+
+
 def _forget_runs():
     """In a forked child, which has nothing to do with its parent's runs."""
     _runs.clear()
@@ -1521,10 +1535,12 @@ def _forget_runs():
     for number in _SIGNALS:
         if signal.getsignal(number) is _exit_on_signal:
             signal.signal(number, signal.SIG_DFL)
+    _after_fork()
 
 
+_fork = threading.local()
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_forget_runs)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_runs)
 
 
 # ---------------------------------------------------------------------------------------------

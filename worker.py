@@ -27,6 +27,7 @@ import collections
 import contextlib
 import email.utils
 import importlib
+import io
 import json
 import logging
 import multiprocessing.connection
@@ -118,8 +119,9 @@ class Computer:
             if header['gdal']:
                 from osgeo import gdal
                 gdal.UseExceptions()
-            function = pickle.loads(self.blob(header['fn']))
-            args, kwargs = pickle.loads(payload)
+            payload = io.BytesIO(payload)           # a small function comes before its arguments
+            function = pickle.loads(self.blob(header['fn'])) if header['fn'] else pickle.load(payload)
+            args, kwargs = pickle.load(payload)
             paths = [arg for arg in args if type(arg) is str]
             if self.set and globals_of(function).get('__name__') == self.space.get('__name__'):
                 globals_of(function).update(self.set)       # as if both were of one module here too

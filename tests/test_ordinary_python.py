@@ -448,6 +448,24 @@ def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_p
         '''), 'fine')
 
 
+def test_child_that_is_terminated_at_once_ends(tmp_path):
+    """Also by a signal that comes while it still has the signal handlers of its parent."""
+    ends_well(main_script(tmp_path, '''
+        import multiprocessing, signal
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            children = [multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))
+                        for _ in range(50)]
+            for child in children:
+                child.start()
+                child.terminate()
+            for child in children:
+                child.join()
+                assert child.exitcode == -signal.SIGTERM
+        print('fine')
+        '''), 'fine')
+
+
 def test_child_of_the_main_script_may_have_a_run_of_its_own(tmp_path):
     ends_well(main_script(tmp_path, '''
         import multiprocessing
