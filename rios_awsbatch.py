@@ -100,7 +100,7 @@ ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS w
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
-EXIT_KILLED = 137           # of a job that was ended by SIGKILL
+EXIT_KILLED = (137, 143)    # of a job that was ended by SIGKILL or SIGTERM
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
@@ -1161,15 +1161,14 @@ class _Run:
     def _tend(self):
         look = time.monotonic() + WATCH_SECONDS
         while not self.over():
+            wait = max(0, look - time.monotonic())
             with contextlib.suppress(queue.Empty):
-                call = self.wake.get(timeout=max(0, look - time.monotonic()))
-                while call is not None:
-                    call.claim()            # nobody else settles it; those who wait for it are told
-                    if call.sent:
-                        self.revoked.add(call.id)
-                    call = None
-                    with contextlib.suppress(queue.Empty):
-                        call = self.wake.get_nowait()
+                while True:
+                    call, wait = self.wake.get(timeout=wait), 0
+                    if call is not None:
+                        call.claim()            # nobody else settles it; those who wait for it are told
+                        self.revoked.update([call.id] if call.sent else [])
+            call = None
             if self.revoked:
                 self._take_back()
             if time.monotonic() >= look:
@@ -1258,7 +1257,7 @@ class _Run:
                for job in jobs):
             self.break_off('No worker can start. {}Ask for less with "scripts/modify.sh --mem" and --vcpus, '
                            'or for other instances with --instancetype.'.format(said))
-        elif self.start_timeout and waited > self.start_timeout:
+        elif waited > self.start_timeout:
             self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). '
                            '{}{}'.format(self.start_timeout, said, RUNNABLE_CAUSES))
         elif waited > self.tell_after:
@@ -1393,7 +1392,7 @@ def _was_killed(job):
     """Whether a job was ended from outside, so that the next one may fare better."""
     container = job.get('container', {})
     return 'Host EC2' in job.get('statusReason', '') or (
-        container.get('exitCode') == EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
+        container.get('exitCode') in EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
 
 
 def _how_ended(job):
@@ -1467,12 +1466,11 @@ def _open_report(folder, run):
 
 
 def _start_timeout():
-    text = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT')
-    try:
-        seconds = float(text) if text else None
-    except ValueError:
-        seconds = -1
-    if seconds is not None and not seconds > 0:
+    """Seconds (float) to wait for the first worker."""
+    text, seconds = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT') or 'inf', 0
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+    if not seconds > 0:
         raise AWSBatchException('RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not '
                                 '"{}".'.format(text))
     return seconds
@@ -1487,32 +1485,24 @@ _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(s
 
 @atexit.register
 def _end_runs():
-    """
-    The script ends without shutdown(): like a standard pool, finish what was submitted, but not after an
-    exception or a signal.
-    """
-    runs, hurry = list(_runs), _signalled or getattr(sys, 'last_value', None) is not None
+    """The script ends without shutdown(): what was submitted is finished, unless the script failed."""
+    runs = list(_runs)
     for run in runs:
-        run.close(hurry)
+        run.close(hurry=getattr(sys, 'last_value', None) is not None)
     for run in runs:
         run.join()
 
 
-_signalled, _pid = False, os.getpid()
-
-
 def _exit_on_signal(number, frame):
-    global _signalled
-    if _runs and os.getpid() == _pid:       # not in a child, which may have been forked just now
-        _signalled = True
+    if _runs:
+        for run in list(_runs):
+            run.close(hurry=True)
         sys.exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 def _handle_signals():
-    global _pid
-    _pid = os.getpid()
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
