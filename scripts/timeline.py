@@ -78,10 +78,6 @@ ADVICE = {
     'none':
         'Workers had no block to compute for {none:.0%} of the time: the main script gave out too few at a '
         'time. Raise buffersize, or make its own work between blocks quicker; more workers will not help.',
-    'rounds':
-        'Workers had no block to compute for {none:.0%} of the time: RIOS 1.4 gives out blocks in rounds, '
-        'which wait for their slowest block and for the main script. Bigger blocks help some, RIOS 2 helps '
-        'more, more workers do not.',
     'collecting':
         'Workers had no block to compute for {none:.0%} of the time, and the main script was taking in '
         'results for {collecting:.0%} of it. More workers will not help; run it on AWS '
@@ -137,8 +133,7 @@ class Run:
         records = read(path)
         self.run, self.vcpu_hour = records['run'][0], vcpu_hour
         self.end = records['end'][0] if records['end'] else None        # the script was killed, or still runs
-        self.blocks, self.here, self.taken = records['block'], records['here'], records['taken']
-        self.lost = records['lost']
+        self.blocks, self.taken, self.lost = records['block'], records['taken'], records['lost']
         # SQS may bring an answer twice.
         answered = {(block['id'], block['started']) for block in self.blocks}
         self.unwanted = [block for block in records['unwanted'] if block.get('started') and
@@ -150,7 +145,7 @@ class Run:
         # The window in which workers could have computed.
         self.first_up = min((up['time'] for up in records['up']), default=self.ended)
         self.last = max((block.get('collected') or block.get('arrived') or block['computed']
-                         for block in self.blocks + self.here), default=self.ended)
+                         for block in self.blocks), default=self.ended)
         self.seconds = max(self.last - self.first_up, 1e-6)
         self.stays = self._stays(records)
         self.lanes = self._lanes()
@@ -174,8 +169,7 @@ class Run:
         for record in (record for some in records.values() for record in some):
             for name in AT_MAIN + AT_WORKER:
                 if record.get(name) is not None:
-                    at_worker = name in AT_WORKER and record['is'] != 'here'
-                    record[name] += (behind if at_worker else 0) - self.run['began']
+                    record[name] += (behind if name in AT_WORKER else 0) - self.run['began']
                     last = max(last, record[name])
         return self.end['time'] if self.end else last
 
@@ -306,7 +300,7 @@ class Run:
 
     def headline(self):
         return '{:,} blocks, {} workers, {}: efficiency {:.0%}, about {} (estimate)'.format(
-            len(self.blocks) + len(self.here), self.run['workers'], span(self.ended), self.efficiency,
+            len(self.blocks), self.run['workers'], span(self.ended), self.efficiency,
             dollars(sum(self.costs().values())))
 
     def verdict(self):
@@ -353,8 +347,8 @@ class Run:
                   'short': shares['queue'] + (0 if large else figures['moving']),
                   'moving': figures['moving'] if large else 0}
         worst = 'writing' if figures['writing'] > BUSY else max(losses, key=losses.get)
-        if worst == 'none':
-            worst = 'rounds' if self.here else 'collecting' if figures['collecting'] > BUSY else 'none'
+        if worst == 'none' and figures['collecting'] > BUSY:
+            worst = 'collecting'
         return ADVICE[worst].format(**figures)
 
     def summary(self):
@@ -378,9 +372,6 @@ class Run:
             yield '               {} in and {} out each (median)'.format(*(
                 size_of(statistics.median(block[name] for block in self.computed))
                 for name in ('bytes_in', 'bytes_out')))
-        if self.here:
-            yield '               {:,} by the main script: {} of computing'.format(
-                len(self.here), span(sum(block['computed'] - block['started'] for block in self.here)))
         if self.end and self.end['submitted'] > len(self.blocks):
             yield '               {:,} cancelled or never answered'.format(
                 self.end['submitted'] - len(self.blocks))
@@ -484,7 +475,7 @@ def draw_lanes(axes, run):
             axes.broken_barh([(begin, end - begin) for begin, end, what in pieces if what == phase],
                              (row - 0.42, 0.84), facecolor=PHASES.get(phase, (WAIT,))[0],
                              **styles.get(phase, {}))
-    handles = draw_main(axes, run, edges) + draw_marks(axes, run)
+    handles = draw_main(axes, run) + draw_marks(axes, run)
     handles.append(Patch(color=WAIT, label='worker waits (below: for what)'))
     for moment in (run.first_up, run.last):
         axes.axvline(moment, color='black', linewidth=0.8, linestyle=':')
@@ -501,20 +492,18 @@ def draw_lanes(axes, run):
                 frameon=False)
 
 
-def draw_main(axes, run, edges):
-    """The main script's lane: what it computes, works at and takes in; below, what it has still to send."""
+def draw_main(axes, run):
+    """The main script's lane: what it works at and takes in; below, what it has still to send."""
     from matplotlib.patches import Patch
     axes.broken_barh([(0, run.ended)], (-1.75, 0.84), facecolor='#f7f7f7')
     handles = []
     for records, first, last, bottom, height, colour, label in (
-            (run.here, 'started', 'computed', -1.75, 0.6, PHASES['compute'][0], 'main script computes'),
             (run.taken, 'given', 'asked', -1.75, 0.6, PHASES['writing'][0], 'main script busy with a result'),
             (run.blocks, 'arrived', 'collected', -1.45, 0.3, COLLECT, 'takes in a result'),
             (run.blocks, 'queued', 'sent', -1.15, 0.24, PHASES['unsent'][0], 'has blocks to send')):
         bars = [(begin, end - begin) for begin, end in united(records, first, last)]
         if bars:
-            axes.broken_barh(bars, (bottom, height), facecolor=colour,
-                             **(edges if records is run.here else {'edgecolor': colour, 'linewidth': 0.3}))
+            axes.broken_barh(bars, (bottom, height), facecolor=colour, edgecolor=colour, linewidth=0.3)
             handles.append(Patch(color=colour, label=label))
     return handles
 
