@@ -636,15 +636,14 @@ def shared(token):
 
 class _Call:
     """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'size', 'bytes', 'digest', 'function', 'payload', 'prepared',
-                 'message', 'object', 'queued', 'sent', '_unclaimed')
+    __slots__ = ('id', 'future', 'label', 'size', 'bytes', 'function', 'payload', 'prepared', 'message',
+                 'object', 'queued', 'sent', '_unclaimed')
 
-    def __init__(self, number, label, digest, function, payload):
+    def __init__(self, number, label, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
-        self.digest, self.function, self.payload = digest, function, payload
-        self.future = concurrent.futures.Future()
+        self.function, self.payload, self.future = function, payload, concurrent.futures.Future()
         # What takes time is done ahead of the thread that sends.
-        self.prepared = threading.Event() if function or len(payload) > PACK_BYTES else None
+        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None
         self.message = self.object = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
@@ -860,7 +859,8 @@ class _Run:
         self._check_open()
         try:
             digest, data = function or self.pickled(fn)
-            payload = _pickled((args, kwargs), 'The arguments {} of {}'.format(_label(args), _name(fn)))
+            label = _name(fn) + _label(args)
+            payload = data + _pickled((args, kwargs), 'The arguments of {}'.format(label))
         except AWSBatchException as error:
             future = concurrent.futures.Future()
             future.set_exception(error)
@@ -869,13 +869,7 @@ class _Run:
             self._check_open()
             time.sleep(0.01)
         self._check_open()
-        if len(data) <= FUNCTION_BYTES:
-            digest, data, payload = None, None, data + payload
-        elif digest in self.stored:
-            data = None
-        else:
-            self.stored.add(digest)
-        call = _Call(next(self.ids), _name(fn) + _label(args), digest, data, payload)
+        call = _Call(next(self.ids), label, digest, payload)
         self.backlog += len(payload)
         self.calls[call.id] = call
         future = call.future
@@ -893,11 +887,10 @@ class _Run:
         if self.closing:
             raise RuntimeError('cannot schedule new futures after shutdown')
 
-    @staticmethod
-    def pickled(fn):
-        """The function as it is now: its SHA-256, and its pickle (str, bytes)."""
+    def pickled(self, fn):
+        """The function as it is now: its token, and what of it travels with each call (str, bytes)."""
         data = _pickled(fn, 'The function {}'.format(_name(fn)))
-        return hashlib.sha256(data).hexdigest(), data
+        return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
 
     def _prepare(self):
         """Thread: seal the calls that take time, several at once."""
@@ -910,28 +903,24 @@ class _Run:
             del call                # nothing here may keep a future, and so its result
 
     def _seal(self, call):
-        """Make the message for a call, and upload what it needs; none where it was cancelled."""
+        """Make the message for a call; none where it was cancelled."""
         try:
-            if call.function is not None:
-                self.persist('sending a function to the workers', lambda: self.channel.s3.put_object(
-                    Bucket=self.channel.bucket, Key=self.channel.blob(call.digest), Body=call.function))
             if call.id in self.calls:
                 gdal = sys.modules.get('osgeo.gdal')
-                header = {'kind': 'call', 'id': call.id, 'fn': call.digest, 'label': call.label,
+                header = {'kind': 'call', 'id': call.id, 'fn': call.function, 'label': call.label,
                           'gdal': bool(gdal and gdal.GetUseExceptions())}
                 call.message, header = self.persist(
                     'sending a call to the workers',
                     lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
                 call.object, call.bytes = header.get('object'), header.get('bytes')     # as it travels
         except Exception as error:
-            self.stored.discard(call.digest)
             self._settle(call, error=error)
-        call.function = call.payload = None
+        call.payload = None
 
     def _send(self):
         """Thread: send the calls in their order, together with those that came meanwhile."""
         call = self.outbox.get()
-        while call is not None:
+        while call is not None and not self.ended.is_set():
             batch = []
             while call is not None and len(batch) < BATCH_ENTRIES:
                 if call.prepared is None:
@@ -943,27 +932,23 @@ class _Run:
                 self.backlog = self.backlog - call.size if self.outbox.qsize() else 0
                 if call.message is not None:
                     batch.append(call)
-                call = None
-                if self.outbox.qsize():
-                    call = self.outbox.get()
-            try:
-                self._send_batch(batch)
-            except AWSBatchException:
-                for each in batch:      # which of them is to blame fails alone
-                    try:
-                        self._send_batch([each])
-                    except AWSBatchException as error:
-                        self._settle(each, error=error)
-            batch = each = None         # nothing here may keep a future, and so its result
-            if self.ended.is_set():
-                return
+                call = self.outbox.get() if self.outbox.qsize() else None
+            self._send_batch(batch)
+            batch = None                # nothing here may keep a future, and so its result
             call = call or self.outbox.get()
 
     def _send_batch(self, batch):
         for call in batch:
             call.sent = time.time()
-        self.persist('sending calls to the workers', lambda: self.channel.send(
-            self.channel.in_queue, [call.message for call in batch]))
+        try:
+            self.persist('sending calls to the workers', lambda: self.channel.send(
+                self.channel.in_queue, [call.message for call in batch]))
+        except AWSBatchException as error:
+            if len(batch) == 1:
+                self._settle(batch[0], error=error)
+            else:
+                for call in batch:      # which of them is to blame fails alone
+                    self._send_batch([call])
         for call in batch:
             call.message = None
 
@@ -1597,9 +1582,9 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         Have ``fn(*args, **kwargs)`` computed by a worker.
 
         `fn` travels as it is now, with whatever it closes over, and no call sees what another one did to it.
-        It is pickled each time (0.12 s for 100 MB) but uploaded only if it has changed; workers keep it, and
-        unpickle it for each call (0.06 s). :meth:`map` pickles it once. Returns at once, unless OUTBOX_BYTES
-        of arguments are still waiting to be sent.
+        It is pickled each time (0.12 s for 100 MB), and uploaded if it is large and has changed; workers keep
+        it, and unpickle it for each call (0.06 s). :meth:`map` pickles it once. Returns at once otherwise,
+        unless OUTBOX_BYTES of arguments are still waiting to be sent.
 
         Returns:
             concurrent.futures.Future: its result is what `fn` returns. Its exception is what `fn` raised,
