@@ -166,33 +166,6 @@ def test_more_workers_than_the_stack_has_is_a_warning(caplog):
 # Never hang, never lose a block, never a wrong pixel, never leak money
 # ---------------------------------------------------------------------------------------------
 
-def test_killed_workers_lose_no_block():
-    """Workers are killed at random, in mid-block, during several hundred blocks."""
-    rng, stop = random.Random(1), threading.Event()
-
-    def killer():
-        while not stop.wait(0.8):
-            # On a busy machine some must come up between two kills.
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                if not executor.stats()['workers_up']:
-                    continue
-                os.kill(rng.choice(pids(executor.run)), signal.SIGKILL)
-                killed.append(time.monotonic())
-    killed = []
-    with rios_awsbatch.AWSBatchExecutor(4) as executor:
-        executor.wait_for_workers(4, 60)
-        thread = threading.Thread(target=killer)
-        thread.start()
-        try:
-            results = list(executor.map(square, range(300), [0.08] * 300, buffersize=24))
-        finally:
-            stop.set()
-            thread.join()
-    assert results == [x * x for x in range(300)]
-    assert len(killed) >= 3
-    assert_nothing_left(executor.run)
-
-
 def test_block_of_a_killed_worker_is_back_within_the_visibility_time_out():
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         executor.wait_for_workers(2, 60)

@@ -30,6 +30,8 @@ lint() {
     echo 'shellcheck, hadolint, cfn-lint and flake8 have nothing to say.'
 }
 
+# What Python has compiled it may keep: hundreds of processes import the same.
+unset PYTHONDONTWRITEBYTECODE
 scripts/setup.sh test
 lint
 folder=$(mktemp -d)
