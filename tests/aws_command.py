@@ -44,11 +44,11 @@ def command():
             (folder / 'aws').write_text(CLIENT.format(python=sys.executable, path=str(folder / 'socket')))
             (folder / 'aws').chmod(0o755)
             yield folder
-            server.stdin.close()
+            server.terminate()
 
 
 def serve(path):
-    """Answer calls until standard input is closed, which it is when the tests are gone."""
+    """Answer calls until told to end, or until standard input is closed since the tests are gone."""
     import awscli.clidriver
     awscli.clidriver.create_clidriver()         # imports what it imports for any command
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

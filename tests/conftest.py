@@ -287,14 +287,6 @@ def stack():
     return Stack().create()
 
 
-def pytest_configure(config):
-    """The stack that all share, where scripts/local.sh has made none. Only the first of the test processes does this."""
-    if 'AWS_ENDPOINT_URL' in os.environ and not hasattr(config, 'workerinput'):
-        shared_by_all = Stack(rios_awsbatch.STACK_NAME, 'rios')
-        if shared_by_all.status() is None:
-            shared_by_all.create().push('BatchECR', ROOT / 'worker.py')
-
-
 def foreign_stack():
     """A stack that something else has made, with a bucket in it."""
     other = Stack()
