@@ -1,9 +1,13 @@
 """
 What is for test_rios_awsbatch.py and for tests/: the stack that all share, and which test process gets what.
 """
+import functools
+import json
 import os
+import tempfile
 
 import pytest
+import xdist.scheduler
 
 import rios_awsbatch
 from tests.conftest import ROOT, Stack, shared       # noqa: F401  a fixture
@@ -23,18 +27,46 @@ def pytest_configure(config):
             stack.create().push('BatchECR', ROOT / 'worker.py')
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
     """
-    Tests that share an executor, an AWS or a stack run in one process (--dist loadgroup), so that there is one of it.
-    What takes long begins first (--no-loadscope-reorder).
+    Tests that share an executor, an AWS or a stack are a group, so that there is one of it. Groups and what takes long
+    come first.
     """
-    last = []
+    groups, last = {}, []
     for item in items:
         module = item.module.__name__.rpartition('.')[2]
         if SHARED.get(module) in item.fixturenames:
-            name = item.callspec.params['source'].name if module == 'test_rios' else 'all'
-            item.add_marker(pytest.mark.xdist_group('{}-{}'.format(module, name)))
+            groups[item.nodeid] = module + (item.callspec.params['source'].name if module == 'test_rios' else '')
         elif not item.get_closest_marker('slow'):
             last.append(item)
     items[:] = [item for item in items if item not in last] + last
+    if hasattr(config, 'workerinput'):
+        with tempfile.NamedTemporaryFile('w', dir=config.workerinput['folder'], delete=False) as file:
+            json.dump(groups, file)
+        os.replace(file.name, os.path.join(config.workerinput['folder'], 'groups'))
+
+
+class ByGroup(xdist.scheduler.LoadScopeScheduling):
+    """Gives the tests of a group to one process, and other tests to whichever is free."""
+    folder = tempfile.TemporaryDirectory()
+
+    @functools.cached_property
+    def groups(self):
+        """As the test processes have found them; this one collects no tests."""
+        with open(os.path.join(self.folder.name, 'groups')) as file:
+            return json.load(file)
+
+    def _split_scope(self, nodeid):
+        return self.groups.get(nodeid, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput['folder'] = ByGroup.folder.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)

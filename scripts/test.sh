@@ -44,8 +44,7 @@ export TMPDIR=$folder/tmp HOME=$folder/home RIOS_AWSBATCH_LOCAL_SHARED=$folder/s
 unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_RUNTIME_DIR
 # Most of the time tests wait for workers, so there are more test processes than cores. They make the stack themselves,
 # which takes less than with scripts/create.sh.
-RIOS_AWSBATCH_LOCAL_STACK=no scripts/local.sh .venv/bin/python -m pytest -n 6 --dist loadgroup --no-loadscope-reorder \
-    --durations=10 "$@"
+RIOS_AWSBATCH_LOCAL_STACK=no scripts/local.sh .venv/bin/python -m pytest -n 6 --durations=10 "$@"
 if [[ $# = 0 ]]; then
     scripts/dev/bench.sh --quick
 fi

@@ -64,7 +64,7 @@ def sources():
 
 
 SOURCES = sources()
-TWO_CALLS = {'threads': 3}
+TWO_CALLS = {'threads': 2}
 ENVIRONMENT = {'threads': 2, 'by_environment': True}
 
 
