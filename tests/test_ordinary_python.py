@@ -335,7 +335,7 @@ def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_pat
 def test_interrupted_shutdown_in_one_thread_does_not_hang_another(tmp_path):
     process = main_script(tmp_path, '''
         import threading
-        executor = rios_awsbatch.AWSBatchExecutor(2)
+        executor = rios_awsbatch.AWSBatchExecutor(1)
         print(executor.run, flush=True)
         executor.submit(pow, 2, 3).result()
         thread = threading.Thread(target=executor.shutdown)
@@ -430,7 +430,7 @@ def test_killed_worker_is_not_told_as_lack_of_memory():
 
 def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_path):
     ends_well(main_script(tmp_path, '''
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
             assert executor.submit(pow, 2, 3).result() == 8
             pid = os.fork()
             if pid == 0:
@@ -507,7 +507,7 @@ def test_cached_function_of_the_script_travels(tmp_path):
         def tile(x):
             assert opened('a.tif') is opened('a.tif')
             return x
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
             assert list(executor.map(tile, range(9))) == list(range(9))
         print('fine')
         '''), 'fine')
