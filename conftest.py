@@ -1,2 +1,72 @@
-"""The fixtures of tests/ are for test_rios_awsbatch.py too."""
-from tests.conftest import shared       # noqa: F401
+"""
+What is for test_rios_awsbatch.py and for tests/: the stack that all share, and which test process gets what.
+"""
+import functools
+import json
+import os
+import tempfile
+
+import pytest
+import xdist.scheduler
+
+import rios_awsbatch
+from tests.conftest import ROOT, Stack, shared       # noqa: F401  a fixture
+
+# What tests of a module share, by the name that they ask for it with.
+SHARED = {
+    'test_rios_awsbatch': 'kept', 'test_like_a_process_pool': 'executor', 'test_ordinary_python': 'executor',
+    'test_pool': 'aws', 'test_aws_facts': 'aws', 'test_report': 'folder', 'test_s3': 'scientist', 'test_rios': 'source'}
+
+
+def pytest_configure(config):
+    """The stack that all tests share, where scripts/local.sh has made none; before there are test processes."""
+    config.addinivalue_line('markers', 'slow: takes long, most of it in waiting')
+    if 'AWS_ENDPOINT_URL' in os.environ and not hasattr(config, 'workerinput'):
+        stack = Stack(rios_awsbatch.STACK_NAME, 'rios')
+        if stack.status() is None:
+            stack.create().push('BatchECR', ROOT / 'worker.py')
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """
+    Tests that share an executor, an AWS or a stack are a group, so that there is one of it. Groups and what takes long
+    come first.
+    """
+    groups, last = {}, []
+    for item in items:
+        module = item.module.__name__.rpartition('.')[2]
+        if SHARED.get(module) in item.fixturenames:
+            groups[item.nodeid] = module + (item.callspec.params['source'].name if module == 'test_rios' else '')
+        elif not item.get_closest_marker('slow'):
+            last.append(item)
+    items[:] = [item for item in items if item not in last] + last
+    if hasattr(config, 'workerinput'):
+        with tempfile.NamedTemporaryFile('w', dir=config.workerinput['folder'], delete=False) as file:
+            json.dump(groups, file)
+        os.replace(file.name, os.path.join(config.workerinput['folder'], 'groups'))
+
+
+class ByGroup(xdist.scheduler.LoadScopeScheduling):
+    """Gives the tests of a group to one process, and other tests to whichever is free."""
+    folder = tempfile.TemporaryDirectory()
+
+    @functools.cached_property
+    def groups(self):
+        """As the test processes have found them; this one collects no tests."""
+        with open(os.path.join(self.folder.name, 'groups')) as file:
+            return json.load(file)
+
+    def _split_scope(self, nodeid):
+        return self.groups.get(nodeid, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput['folder'] = ByGroup.folder.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)

@@ -26,6 +26,7 @@ import yaml
 
 import rios_awsbatch
 import tests
+from tests import aws_command
 
 # Workers have no file of ours, and so no module of the tests.
 cloudpickle.register_pickle_by_value(tests)
@@ -129,6 +130,14 @@ def output_of(process, seconds=90):
 # ---------------------------------------------------------------------------------------------
 # Running scripts
 # ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_aws_command():
+    """Scripts call the aws command line many times."""
+    with aws_command.command() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PATH', str(folder), prepend=os.pathsep)
+        yield
+
 
 def run(script, *args, env=(), input='', root=ROOT, path=None):
     """Run a script to its end: its exit status, standard output and standard error."""
@@ -391,7 +400,7 @@ def another_aws(folder):
     process = local.start(sys.executable, '-c', 'import json, os, sys\nprint(json.dumps(dict(os.environ)), flush=True)\n'
                           'sys.stdin.read()', stdin=subprocess.PIPE)
     try:
-        yield json.loads(process.stdout.readline())
+        yield dict(json.loads(process.stdout.readline()), PATH=os.environ['PATH'])
     finally:
         process.stdin.close()
         process.wait(PATIENCE)

@@ -101,6 +101,7 @@ def test_blocks_join_to_several_outputs_as_they_come(tmp_path):
     assert first.GetRasterBand(1).GetBlockSize() == [32, 32]
 
 
+@pytest.mark.slow
 def test_texture_is_that_of_one_process(tmp_path):
     """With blocks that fit neither the image nor its tiles, and a margin wider than a block."""
     said = run('texture_gdal.py', SCENE, tmp_path / 'texture.tif', '--workers', 2, '--blocksize', 96,

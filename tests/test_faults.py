@@ -4,6 +4,7 @@ What goes wrong on AWS changes no result.
 import subprocess
 import sys
 
+import pytest
 
 from tests.conftest import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
 
@@ -29,6 +30,7 @@ MANY = '''
 '''
 
 
+@pytest.mark.slow
 def test_faults_of_aws_change_no_result(tmp_path):
     """Of all requests 5 % fail; messages come twice, late and in any order."""
     with another_aws(tmp_path) as env:

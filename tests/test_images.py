@@ -175,6 +175,7 @@ AS_A_JOB = '''
 ARGUMENTS = ['--scene', 'a "b" c', 'back\\slash', '$HOME', 'é', '']
 
 
+@pytest.mark.slow
 def test_submit_runs_the_main_script_as_a_job_and_follows_it(tmp_path):
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain',
                                                                        write_main(tmp_path, AS_A_JOB))
@@ -206,6 +207,7 @@ def test_submit_without_waiting_says_the_job_id(tmp_path):
     wait_until(lambda: batch.describe_jobs(jobs=[job])['jobs'][0]['status'] == 'SUCCEEDED')
 
 
+@pytest.mark.slow
 def test_submit_shows_the_whole_of_a_long_log(tmp_path):
     """AWS gives it in pages, of which some are empty."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py').push('BatchECRMain', write_main(
@@ -228,6 +230,7 @@ WITHOUT_WORKERS_OF_ITS_OWN = """
 """
 
 
+@pytest.mark.slow
 def test_main_jobs_do_not_starve_their_workers(tmp_path):
     """Three at once on a stack that has room for a single worker: each gets it in its turn."""
     stack = Stack(MaxJobs=1, MaxVCPUS=1).create().push('BatchECR', ROOT / 'worker.py')
@@ -240,6 +243,7 @@ def test_main_jobs_do_not_starve_their_workers(tmp_path):
     assert [each.stdout for each in done] == ['got {}\n'.format(x * x) for x in range(3)]
 
 
+@pytest.mark.slow
 def test_main_job_that_did_not_start_for_a_passing_reason_is_started_again(tmp_path):
     with another_aws(tmp_path) as env:
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')

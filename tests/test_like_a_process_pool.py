@@ -885,7 +885,7 @@ def map_that_is_never_asked(executor):
 
 @case
 def map_in_a_cycle_of_references(executor):
-    for _ in range(20):
+    for _ in range(5):
         cycle = [executor.map(square, range(5))]
         cycle.append(cycle)
         next(cycle[0])
@@ -1150,7 +1150,7 @@ def exception_in_the_with_statement(new):
 
 @own_case
 def initializer_sets_what_functions_use(new):
-    with new(initializer=set_up, initargs=(5,)) as executor:
+    with new(2, initializer=set_up, initargs=(5,)) as executor:
         return [executor.submit(settings) for _ in range(8)]
 
 
@@ -1214,12 +1214,12 @@ def test_gives_what_a_process_pool_gives(name, executor, pool):
 def test_begins_and_ends_as_a_process_pool(name):
     runs = []
 
-    def new(max_workers=2, **options):
+    def new(max_workers=1, **options):
         executor = AWSBatchExecutor(max_workers, **options)
         runs.append(executor.run)
         return executor
     ours = outcome_of(OWN[name], new)
-    assert ours == outcome_of(OWN[name], lambda max_workers=2, **options: ProcessPoolExecutor(
+    assert ours == outcome_of(OWN[name], lambda max_workers=1, **options: ProcessPoolExecutor(
         max_workers, FORK, **options))
     for run in runs:
         wait_until(lambda: not left_of(run))
@@ -1262,7 +1262,7 @@ SCRIPTS = {
         import threading
 
         def work():
-            executor = Executor(2)
+            executor = Executor(1)
             made.append(executor)
             print(list(executor.map(square, range(10))), flush=True)
         made = []
@@ -1272,25 +1272,25 @@ SCRIPTS = {
         print(list(made[0].map(square, range(10))), flush=True)
         ''',
     'script_that_just_ends': '''
-        executor = Executor(2)
+        executor = Executor(1)
         for x in range(8):
             future = executor.submit(square, x)
             future.add_done_callback(lambda done: print(end='.'[done.result() < 0:]))
         ''',
     'script_that_fails': '''
-        executor = Executor(2)
+        executor = Executor(1)
         print(executor.submit(square, 3).result(), flush=True)
         raise LookupError('mine')
         ''',
     'script_that_exits': '''
-        with Executor(2) as executor:
+        with Executor(1) as executor:
             print(list(executor.map(square, range(4))), flush=True)
             sys.exit(3)
         ''',
     'script_that_fails_because_its_function_does': '''
         def fail(x):
             raise LookupError('tile {}'.format(x))
-        with Executor(2) as executor:
+        with Executor(1) as executor:
             print(list(executor.map(fail, range(4))), flush=True)
         ''',
 }

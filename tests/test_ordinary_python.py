@@ -289,7 +289,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize('code', FOREIGN)
 def test_code_of_the_script_may_use_the_executor_wherever_it_is_called(code, tmp_path):
-    begin = 'def square(x): return x * x\nexecutor = rios_awsbatch.AWSBatchExecutor(2)\n'
+    begin = 'def square(x): return x * x\nexecutor = rios_awsbatch.AWSBatchExecutor(1)\n'
     ends_well(main_script(tmp_path, begin + textwrap.dedent(FOREIGN[code]) + textwrap.dedent('''
         assert list(executor.map(square, range(9))) == [x * x for x in range(9)]
         executor.shutdown()
@@ -297,6 +297,7 @@ def test_code_of_the_script_may_use_the_executor_wherever_it_is_called(code, tmp
         ''')), 'fine')
 
 
+@pytest.mark.slow
 def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_path):
     """It goes on or says that the run is broken; what is answered is right."""
     with another_aws(tmp_path) as env:
@@ -334,7 +335,7 @@ def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_pat
 def test_interrupted_shutdown_in_one_thread_does_not_hang_another(tmp_path):
     process = main_script(tmp_path, '''
         import threading
-        executor = rios_awsbatch.AWSBatchExecutor(2)
+        executor = rios_awsbatch.AWSBatchExecutor(1)
         print(executor.run, flush=True)
         executor.submit(pow, 2, 3).result()
         thread = threading.Thread(target=executor.shutdown)
@@ -367,6 +368,7 @@ def processes_of(pid):
     return found
 
 
+@pytest.mark.slow
 def test_any_process_of_a_worker_can_be_killed():
     """The one that computes as well as the one that keeps its calls."""
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
@@ -428,7 +430,7 @@ def test_killed_worker_is_not_told_as_lack_of_memory():
 
 def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_path):
     ends_well(main_script(tmp_path, '''
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
             assert executor.submit(pow, 2, 3).result() == 8
             pid = os.fork()
             if pid == 0:
@@ -523,7 +525,7 @@ def test_cached_function_of_the_script_travels(tmp_path):
         def tile(x):
             assert opened('a.tif') is opened('a.tif')
             return x
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
             assert list(executor.map(tile, range(9))) == list(range(9))
         print('fine')
         '''), 'fine')
@@ -544,6 +546,7 @@ def test_thread_that_outlives_the_main_thread_goes_on(tmp_path):
         '''), 'fine')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, tmp_path):
     """Python has signal handlers in the main thread only, so workers may learn it from the lease."""

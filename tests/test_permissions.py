@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 
 import rios_awsbatch
 from tests.conftest import (
@@ -74,6 +75,7 @@ def denials(stack, env):
                      and each['resource'].startswith(bucket + '/runs/dead-once-'))]
 
 
+@pytest.mark.slow
 def test_permissions_suffice(tmp_path):
     """
     A user with the stack's policy alone can run main scripts here and, with submit.sh, there, look at both
@@ -151,6 +153,7 @@ def denied(requests):
     return answers
 
 
+@pytest.mark.slow
 def test_permissions_go_no_further(tmp_path):
     with another_aws(tmp_path) as env:
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
@@ -237,6 +240,7 @@ DATA = '''
 '''
 
 
+@pytest.mark.slow
 def test_workers_read_and_write_in_the_folders_that_were_given_and_nowhere_else(tmp_path):
     """So does the main job. A folder is not its neighbour whose name begins alike."""
     with another_aws(tmp_path) as env:

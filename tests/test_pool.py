@@ -4,6 +4,7 @@ event, not the end of the run.
 
 Tests that change the whole local AWS (its clock, its quota, the login) have one of their own.
 """
+import contextlib
 import json
 import logging
 import os
@@ -81,6 +82,7 @@ def test_run_longer_than_the_job_time_out_goes_on(tmp_path, aws):
     assert 'job time-out' in err and 'in place of those that are gone' in err
 
 
+@pytest.mark.slow
 def test_workers_that_fail_for_good_are_replaced(caplog):
     """Three of four are gone in mid-run, and Batch does not start them again: soon there are four."""
     caplog.set_level(logging.INFO)
@@ -97,26 +99,27 @@ def test_workers_that_fail_for_good_are_replaced(caplog):
     assert_nothing_left(executor.run)
 
 
+@pytest.mark.slow
 def test_random_kills_lose_no_block_and_give_none_up():
-    """300 blocks, and every 0.3 s a worker is killed at random."""
+    """300 blocks; a worker is killed at random every 0.3 s, when ten have been answered since the last one was."""
     rng, stop, killed = random.Random(os.urandom(8)), threading.Event(), []
 
     def killer():
+        answered = 0
         while not stop.wait(0.3):
-            if executor.stats()['workers_up']:      # on a busy machine some must get so far
-                victims = pids(executor.run)
-                if victims:
-                    killed.append(rng.choice(victims))
-                    try:
-                        os.kill(killed[-1], signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
+            done = executor.stats()['done']     # on a busy machine, too, a kill finds a run that moves
+            victims = pids(executor.run) if done >= answered + 10 else []
+            if victims:
+                answered = done
+                killed.append(rng.choice(victims))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(killed[-1], signal.SIGKILL)
     with rios_awsbatch.AWSBatchExecutor(4) as executor:
         executor.wait_for_workers(4, PATIENCE)
         thread = threading.Thread(target=killer)
         thread.start()
         try:
-            results = list(executor.map(square, range(300), [0.1] * 300))
+            results = list(executor.map(square, range(300), [0.1] * 300, buffersize=24))
         finally:
             stop.set()
             thread.join()
@@ -125,6 +128,7 @@ def test_random_kills_lose_no_block_and_give_none_up():
     assert_nothing_left(executor.run)
 
 
+@pytest.mark.slow
 def test_idle_workers_come_back_when_there_are_calls_for_them():
     """Three of four end idle while one computes for long; then all four are wanted again."""
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
@@ -200,27 +204,27 @@ def test_main_script_that_slept_longer_than_its_lease_goes_on(tmp_path, aws):
     assert 'in place of those that are gone' in finish(process)[1]
 
 
-def test_wrong_image_that_was_pushed_in_mid_run_is_refused_alone(tmp_path):
+def test_wrong_image_that_was_pushed_in_mid_run_is_refused_alone(tmp_path, stack):
     """A worker that is started again gets the new `latest`; the other one goes on with the old."""
-    with another_aws(tmp_path) as env:
-        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
-        process = run_main(tmp_path, stack.env, '''
-            with rios_awsbatch.AWSBatchExecutor(2) as executor:
-                executor.wait_for_workers(2)
-                print(executor.run, flush=True)
-                while not os.path.exists({!r}):
-                    assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
-            '''.format(str(tmp_path / 'enough')))
-        assert process.stdout.readline()
-        other = tmp_path / 'other.py'
-        other.write_text('import os, platform, runpy\nplatform.python_version = lambda: "3.5.1"\n'
-                         'runpy.run_path(os.path.dirname(__file__) + "/worker.py", run_name="__main__")\n')
-        stack.push('BatchECR', other)
-        os.kill(local_aws('jobs', env=env)['jobs'][0]['pid'], signal.SIGKILL)
-        refused = next(line for line in iter(process.stderr.readline, '') if 'is refused' in line)
-        assert re.search(r'The main script has Python .* image has Python 3.5.1', refused)
-        (tmp_path / 'enough').touch()
-        finish(process)
+    stack.push('BatchECR', ROOT / 'worker.py')
+    process = run_main(tmp_path, stack.env, '''
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            executor.wait_for_workers(2)
+            print(executor.run, flush=True)
+            while not os.path.exists({!r}):
+                assert list(executor.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+        '''.format(str(tmp_path / 'enough')))
+    run = process.stdout.readline().strip()
+    assert run
+    other = tmp_path / 'other.py'
+    other.write_text('import os, platform, runpy\nplatform.python_version = lambda: "3.5.1"\n'
+                     'runpy.run_path(os.path.dirname(__file__) + "/worker.py", run_name="__main__")\n')
+    stack.push('BatchECR', other)
+    os.kill(pids(run, stack.env)[0], signal.SIGKILL)
+    refused = next(line for line in iter(process.stderr.readline, '') if 'is refused' in line)
+    assert re.search(r'The main script has Python .* image has Python 3.5.1', refused)
+    (tmp_path / 'enough').touch()
+    finish(process)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -284,13 +288,11 @@ def test_misconfiguration_ends_the_run_with_the_remedy(tmp_path, aws):
     assert re.search('No worker can start. AWS Batch says: MISCONFIGURATION.*--mem', err)
 
 
-def test_forgotten_image_starts_nothing(tmp_path):
-    with another_aws(tmp_path) as env:
-        stack = Stack(env=env).create()
-        process = run_main(tmp_path, stack.env, 'rios_awsbatch.AWSBatchExecutor(1)')
-        _, err = process.communicate(timeout=PATIENCE)
-        assert 'There is no image for the workers' in err and 'scripts/build.sh' in err
-        assert not stack.queues() and not stack.objects()
+def test_forgotten_image_starts_nothing(tmp_path, stack):
+    process = run_main(tmp_path, stack.env, 'rios_awsbatch.AWSBatchExecutor(1)')
+    _, err = process.communicate(timeout=PATIENCE)
+    assert 'There is no image for the workers' in err and 'scripts/build.sh' in err
+    assert not stack.queues() and not stack.objects()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import urllib.request
 import pytest
 
 from tests.conftest import (
-    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, local_aws, pids, wait_until, run,
+    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run,
     succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main)
 
 
@@ -369,6 +369,7 @@ with rios_awsbatch.AWSBatchExecutor(3) as executor:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [['--mem', 2048], ['--fargate'], ['--fargate', '--spot', '--arm64']])
 def test_as_many_workers_run_at_once_as_were_asked_for(options, tmp_path):
     """Also where each takes more than its vCPUs of an instance."""
@@ -568,7 +569,7 @@ def fill(stack, count):
                   imageManifest=json.dumps(MANIFEST))
 
 
-@pytest.mark.timeout(900)       # more than a thousand objects
+@pytest.mark.slow
 def test_delete_takes_all_of_a_stack_and_nothing_of_another(tmp_path):
     """Jobs, queues, versions, images, an attached policy; beside it a stack whose name begins alike."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
@@ -605,41 +606,45 @@ ENDS_LATE = """
 import signal
 import boto3
 
-def late(*_):
-    time.sleep(5)
+def put(name):
     boto3.client('s3', region_name=rios_awsbatch.REGION).put_object(
-        Bucket=os.environ['RIOSBucket'], Key='runs/late-{}'.format(os.getpid()), Body=b'x')
+        Bucket=os.environ['RIOSBucket'], Key='runs/{}-{}'.format(name, os.getpid()), Body=b'x')
+
+def late(*_):
+    time.sleep(4)
+    put('late')
     sys.exit(1)
 
 signal.signal(signal.SIGTERM, late)
+put('ready')
 time.sleep(600)
 """
 
 
-def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path):
+@pytest.mark.slow
+def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path, stack):
     """The parent of an array is PENDING while its children run, and main jobs are on a queue of their own."""
-    with another_aws(tmp_path) as env:
-        stack = Stack(env=env).create().push('BatchECR', write_main(tmp_path, ENDS_LATE))
-        stack.push('BatchECRMain', tmp_path / 'main.py')
-        batch, outputs = stack.client('batch'), stack.outputs()
-        bucket = {'name': 'RIOSBucket', 'value': outputs['BatchBucket']}
-        for kind, more in (('', {'arrayProperties': {'size': 2}}), ('Main', {})):
-            batch.submit_job(jobName='job', jobQueue=outputs['BatchProcessingJobQueue{}Name'.format(kind)],
-                             jobDefinition=outputs['BatchProcessingJobDefinition{}Name'.format(kind)],
-                             containerOverrides={'environment': [bucket]}, **more)
-        wait_until(lambda: len(local_aws('jobs', env=env)['jobs']) == 3)
-        time.sleep(5)       # until they know what to do when they are told to end
-        said = succeeds(stack.run('delete.sh', '--yes', '--wait'), 'Stopped 1 jobs.\nStopped 1 jobs.')
-        assert 'Deleted 3 objects from bucket ' + outputs['BatchBucket'] in said
-        assert stack.status() is None and not local_aws('jobs', env=env)['jobs']
-        buckets = stack.client('s3').list_buckets()['Buckets']
-        assert outputs['BatchBucket'] not in [item['Name'] for item in buckets]
+    stack.push('BatchECR', write_main(tmp_path, ENDS_LATE)).push('BatchECRMain', tmp_path / 'main.py')
+    batch, outputs = stack.client('batch'), stack.outputs()
+    bucket = {'name': 'RIOSBucket', 'value': outputs['BatchBucket']}
+    jobs = [batch.submit_job(
+        jobName='job', jobQueue=outputs['BatchProcessingJobQueue{}Name'.format(kind)],
+        jobDefinition=outputs['BatchProcessingJobDefinition{}Name'.format(kind)],
+        containerOverrides={'environment': [bucket]}, **more)['jobId']
+        for kind, more in (('', {'arrayProperties': {'size': 2}}), ('Main', {}))]
+    wait_until(lambda: len(stack.objects('runs/ready')) == 3)
+    said = succeeds(stack.run('delete.sh', '--yes', '--wait'), 'Stopped 1 jobs.\nStopped 1 jobs.')
+    assert 'Deleted 6 objects from bucket ' + outputs['BatchBucket'] in said
+    assert stack.status() is None
+    assert [job['status'] for job in batch.describe_jobs(jobs=jobs)['jobs']] == ['FAILED'] * 2
+    assert outputs['BatchBucket'] not in [item['Name'] for item in stack.client('s3').list_buckets()['Buckets']]
 
 
 # ---------------------------------------------------------------------------------------------
 # status.sh
 # ---------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tmp_path):
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     dead, dead_run = start_long_run(tmp_path / 'dead', stack.env)
@@ -697,6 +702,7 @@ def lease(stack, run, began, now, **numbers):
              'vcpus': 2}, **numbers)))
 
 
+@pytest.mark.slow
 def test_watching_shows_how_far_each_run_is(stack):
     """Of any computer that may read the bucket: the leases say it."""
     now = time.time()

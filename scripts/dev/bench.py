@@ -446,7 +446,13 @@ class Subject:
         self.name, self.root, self.folder = name, root, folder
         self.env = dict(os.environ)
         self.pushed, self.images = None, 0
-        if root != ROOT:
+        if root == ROOT:
+            botocore.session.get_session().create_client(
+                'cloudformation', os.environ['RIOS_AWSBATCH_REGION']).create_stack(
+                    StackName=os.environ['RIOS_AWSBATCH_STACK'], Capabilities=['CAPABILITY_IAM'],
+                    TemplateBody=(root / 'batch.yaml').read_text(), Parameters=[
+                        {'ParameterKey': name, 'ParameterValue': '16'} for name in ('MaxJobs', 'MaxVCPUS')])
+        else:
             self.env['RIOS_AWSBATCH_STACK'] = 'RIOS-against'
             create = [root / 'scripts/create.sh', '--wait', '--servicename', 'against', '--maxjobs', '16']
             subprocess.run(create, env=self.env, check=True, stdout=subprocess.DEVNULL)
@@ -535,10 +541,12 @@ def speed(bench, quick):
     for kind in kinds:
         bench.row('4 workers, 525 kB / 262 kB, ' + kind, alone, kind=kind, blocks=49, seconds=0.1,
                   workers=4)
+    if quick and not os.environ.get('RIOS_SRC'):
+        return
     of_rios(bench, kinds, seconds=0.1, workers=4)
-    bench.row('4 workers, small', alone, kind='small', blocks=40 if quick else 120, seconds=0.1, workers=4)
     if quick:
         return
+    bench.row('4 workers, small', alone, kind='small', blocks=120, seconds=0.1, workers=4)
     bench.row('8 workers, small', alone, kind='small', blocks=400, seconds=0.1, workers=8)
     bench.row('8 processes here, small', process_pool, kind='small', blocks=200, seconds=0.1, workers=8)
     bench.row('8 workers, small, 0.5 to 3 s', varying, blocks=32, shortest=0.5, longest=3, workers=8)
