@@ -643,7 +643,7 @@ def main():
             sys.exit(wrong)
         worker.run()
     except Terminated:
-        with contextlib.suppress(NameError, *rios_awsbatch.AWS_ERRORS):
+        with contextlib.suppress(Exception):        # it may not even be there yet
             worker.terminate()
         os._exit(EXIT_TERMINATED)
     except rios_awsbatch.AWS_ERRORS as error:
