@@ -100,6 +100,7 @@ ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS w
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
+MAX_FUTILE = 10             # the run breaks off when so many workers in a row, for each of them, were killed
 EXIT_KILLED = (137, 143)    # of a job that was ended by SIGKILL or SIGTERM
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
@@ -1186,8 +1187,9 @@ class _Run:
                 self.up.pop(worker, None)
                 if ended:
                     job.ended.add(index)
-                    self.futile += 1
-                    self.failed = self.failed or not _was_killed(child)
+                    killed = _was_killed(child)
+                    self.failed = self.failed or not killed
+                    self.futile += 1 if killed else 4
                 if worker not in self.quiet:
                     why = _how_ended(child) if ended else 'AWS Batch starts it again'
                     self.ends.append((why, job.child(index)))
@@ -1197,11 +1199,12 @@ class _Run:
         for why, workers in reasons.items():
             self._lost(workers, why)
         alive = sum(job.size - len(job.ended) for job in self.jobs.values())
-        missing = min(self.workers, max(len(self.calls), self.awaited)) - alive
+        # The more of them end without an answer, the more are started for the few calls that are left.
+        missing = min(self.workers, max(len(self.calls) + self.futile, self.awaited)) - alive
         never = self.failed and not (alive or self.seen_up)
         if missing > 0 and never and not self.doomed:
             self.doomed = True              # a first answer may still be on its way, so look twice
-        elif missing > 0 and (never or self.futile > 2 * self.workers + 30):
+        elif missing > 0 and (never or self.futile > MAX_FUTILE * (self.workers + 10)):
             self.break_off('No worker of run {} is left, with {} calls outstanding. {}'.format(
                 self.id, len(self.calls), self._how_workers_ended()))
         elif missing > 0:
