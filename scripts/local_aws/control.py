@@ -67,7 +67,7 @@ class Control:
             return Response.of_json({'message': f'no such control: {request.method} {request.path}'}, 404)
         try:
             given = json.loads(request.body) if request.body else {}
-            return Response.of_json(work(given) or {}, content_type='application/json')
+            return Response.of_json(work(given) or {})
         except (KeyError, ValueError, AttributeError) as error:
             return Response.of_json({'message': repr(error)}, 400)
 
