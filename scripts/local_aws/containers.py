@@ -49,14 +49,12 @@ class Images:
     PLAIN = {'folder': None, 'entry': None, 'variables': {}}
 
     def __init__(self, folder):
-        self.folder, self.count = os.path.join(folder, 'images'), 0
+        self.folder = os.path.join(folder, 'images')
         os.makedirs(self.folder)
 
     def add(self, path, variables):
         """Copy what an image holds; the manifest's annotation for it."""
-        self.count += 1
-        folder = os.path.join(self.folder, str(self.count))
-        os.makedirs(folder)
+        folder = tempfile.mkdtemp(prefix='image-', dir=self.folder)
         for name in MODULES:
             shutil.copy(os.path.join(ROOT, name), folder)
         entry = os.path.join(folder, os.path.basename(path))
@@ -213,33 +211,30 @@ class Task:
 def end_session(session):
     """SIGKILL to every process of a session."""
     for pid in processes_of({session})[session]:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def processes_of(sessions):
     """For each of the sessions the resident bytes of its processes, by process id."""
     found = {session: {} for session in sessions}
-    if not os.path.isdir('/proc/self'):          # macOS
-        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss=,stat='], capture_output=True, text=True).stdout
-        for pid, size, state in (line.split()[:3] for line in listed.splitlines()):
-            with contextlib.suppress(OSError):
-                if state[0] != 'Z' and os.getsid(int(pid)) in found:
-                    found[os.getsid(int(pid))][int(pid)] = int(size) * 1024
-        return found
-    page = resource.getpagesize()
-    for name in os.listdir('/proc') if sessions else ():
-        if name.isdigit():
-            try:
-                with open(f'/proc/{name}/stat', encoding='ascii', errors='replace') as file:
-                    fields = file.read().rpartition(')')[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) in found and fields[0] != 'Z':
-                found[int(fields[3])][int(name)] = int(fields[21]) * page
+    if os.path.isdir('/proc/self'):
+        pids = dict.fromkeys(filter(str.isdigit, os.listdir('/proc')) if sessions else ())
+    else:                                        # macOS
+        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss='], capture_output=True, text=True).stdout
+        pids = dict(line.split() for line in listed.splitlines())
+    for pid, kilobytes in pids.items():
+        with contextlib.suppress(OSError):       # it has just ended
+            session = os.getsid(int(pid))
+            if session in found:
+                found[session][int(pid)] = int(kilobytes) * 1024 if kilobytes else resident(pid)
     return found
+
+
+def resident(pid):
+    """The bytes of memory that a process has."""
+    with open(f'/proc/{pid}/statm', encoding='ascii') as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def install_logs():

@@ -17,17 +17,16 @@ POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: wha
 GET  /_local/iam              {"enforced": ..., "denials": [...]}; POST {"enforced": true}
 POST /_local/stack            {"region": ..., "name": ..., "status": "CREATE_IN_PROGRESS"}: show that status
 POST /_local/images           {"path": ..., "variables": {...}}: what `push` puts into a manifest
-GET  /_local/server           seconds since start, CPU seconds, resident bytes, threads, disk (see `disk`)
+GET  /_local/server           seconds since start, CPU seconds, kind of disk that jobs have (see `disk`)
 """
 import hashlib
 import json
-import os
-import resource
-import threading
 import time
 
+from moto.cloudformation.models import cloudformation_backends
+
 from local_aws import ACCOUNT, disk
-from local_aws.containers import ANNOTATION, processes_of
+from local_aws.containers import ANNOTATION
 from local_aws.request import Response
 
 
@@ -54,7 +53,8 @@ class Control:
             'POST conditions': self.conditions,
             'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},
             'POST iam': lambda given: iam.enforce(bool(given['enforced'])),
-            'POST stack': self.stack, 'POST images': self.image, 'GET server': lambda _: self.server()}
+            'POST stack': self.stack, 'POST images': self.image, 'GET server': lambda _: {
+                'seconds': time.time() - aws.began, 'cpu': time.process_time(), 'disk': disk.isolation()}}
 
     def answer(self, request):
         """The response to a request under /_local/."""
@@ -85,7 +85,6 @@ class Control:
     @staticmethod
     def stack(given):
         """Show a stack in that state."""
-        from moto.cloudformation.models import cloudformation_backends
         stack = cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name'])
         before, stack.status = stack.status, given['status']
         return {'before': before}
@@ -95,10 +94,3 @@ class Control:
         image = self.aws.images.add(given['path'], given.get('variables', {}))
         digest = 'sha256:' + hashlib.sha256(image.encode()).hexdigest()
         return {'annotations': {ANNOTATION: image}, 'digest': digest}
-
-    def server(self):
-        """What the server costs, and what kind of disk jobs have."""
-        used, session = resource.getrusage(resource.RUSAGE_SELF), os.getsid(0)
-        return {'seconds': time.time() - self.aws.began, 'cpu': used.ru_utime + used.ru_stime,
-                'rss': processes_of({session})[session].get(os.getpid(), 0), 'pid': os.getpid(),
-                'threads': threading.active_count(), 'disk': disk.isolation()}

@@ -30,18 +30,16 @@ class Faults:
         if unknown:
             raise ValueError(f'unknown fault: {", ".join(sorted(unknown))}')
         self.settings = {name: float(value) for name, value in settings.items()}
-        for name in ('errors', 'duplicate', 'late', 'reorder'):
-            setattr(self, name, self.settings.get(name, 0.0))
         if 'seed' in self.settings:
             self.random.seed(self.settings['seed'])
 
-    def hits(self, fraction):
-        """True for that fraction of the calls."""
-        return fraction > 0 and self.random.random() < fraction
+    def hits(self, name):
+        """True for the fraction of the calls that is set for that fault."""
+        return self.random.random() < self.settings.get(name, 0)
 
     def of_request(self, request):
         """(error, whether the request is carried out all the same), or None."""
-        if not self.hits(self.errors):
+        if not self.hits('errors'):
             return None
         kind = self.random.choice(('throttle', 'broken', 'unavailable', 'done but broken'))
         if kind == 'throttle':

@@ -3,6 +3,7 @@
 moto's own server handles a request in milliseconds, closes connections, and asks each of its services whose
 the request is. This one parses it once, keeps connections, and calls the one WSGI application of moto's that
 is meant, so that a benchmark measures what is asked rather than who answers."""
+import collections
 import http.server
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 import traceback
 
 import boto3
+from moto.server import create_backend_app
 from werkzeug.test import create_environ, run_wsgi_app
 
 from local_aws import AwsError, cloudformation, disk, resources
@@ -74,13 +76,13 @@ class Aws:
     def _count(self, request):
         who = 'workers' if request.access_key in self.iam.sessions else 'main'
         with self.counts_lock:
-            operations = self.counts.setdefault(who, {})
-            name = f'{request.service}:{request.operation}'
-            operations[name] = operations.get(name, 0) + 1
+            operations = self.counts.setdefault(who, collections.Counter())
+            operations[f'{request.service}:{request.operation}'] += 1
 
     def _carry_out(self, request):
-        if request.service == 'sqs' and request.operation in self.sqs.operations:
-            return Response.of_json(self.sqs.call(request, request.parameters) or {})
+        answer = self.sqs.call(request) if request.service == 'sqs' else None
+        if answer is not None:
+            return Response.of_json(answer)
         response = self._ask_moto(request)
         if response.status == 404:
             self.iam.check_missing(request)
@@ -89,11 +91,9 @@ class Aws:
     def _ask_moto(self, request):
         """Call moto's WSGI application of the service; moto's search for it costs more than most answers."""
         if request.service not in self.applications:
-            from moto.server import create_backend_app
             self.applications[request.service] = create_backend_app(request.service)
-        headers = {name: value for name, value in request.headers.items() if name != 'transfer-encoding'}
-        environ = create_environ(request.target, self.endpoint, method=request.method, headers=headers,
-                                 data=request.body, multithread=True)
+        environ = create_environ(request.target, self.endpoint, method=request.method, data=request.body,
+                                 headers=request.headers, multithread=True)
         parts, status, headers = run_wsgi_app(self.applications[request.service], environ)
         return Response(int(status.split()[0]), headers, b''.join(parts))
 
@@ -108,7 +108,10 @@ class Connection(http.server.BaseHTTPRequestHandler):
     def answer(self):
         """Answer one request."""
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, self.path, headers, self._body(headers), self.connection)
+        body = self.rfile.read(int(headers.get('content-length') or 0))
+        if len(body) < int(headers.get('content-length') or 0):
+            return                               # the client went away; half an object is none
+        request = Request(self.command, self.path, headers, body, self.connection)
         try:
             response = self.server.aws.answer(request)
         except Exception:
@@ -128,22 +131,6 @@ class Connection(http.server.BaseHTTPRequestHandler):
             self.wfile.write(response.body)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
-
-    def _body(self, headers):
-        """What came of it in full: half an object is none."""
-        if headers.get('transfer-encoding', '').lower() != 'chunked':
-            length = int(headers.get('content-length') or 0)
-            body = self.rfile.read(length)
-            if len(body) < length:
-                raise ConnectionError('the client went away')
-            return body
-        parts = []
-        while True:
-            size = int(self.rfile.readline().split(b';')[0], 16)
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-            if not size:
-                return b''.join(parts)
 
     def log_message(self, *_):
         """Requests are counted, not logged."""
@@ -180,15 +167,13 @@ def serve(port_file):
           'Jobs have empty folders of their own, but see the files of this machine, which allows no mount '
           'namespace.', flush=True)
     stop, parent = threading.Event(), os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with open(port_file + '.new', 'w', encoding='ascii') as file:
         file.write(str(server.server_address[1]))
     os.replace(port_file + '.new', port_file)
-    try:
-        while not stop.wait(1) and os.getppid() == parent:
-            pass
-    except KeyboardInterrupt:                    # by hand; under local.sh a Ctrl-C is the command's
+    while not stop.wait(1) and os.getppid() == parent:
         pass
     server.aws.scheduler.close()
     os._exit(0)                                  # long polls still wait in their threads

@@ -15,6 +15,10 @@ import re
 import time
 import urllib.parse
 
+from moto.cloudformation.models import cloudformation_backends
+from moto.iam.models import iam_backends
+from moto.sts.models import sts_backends
+
 from local_aws import ACCOUNT, OWNER_KEY, PARTITION, AwsError
 from local_aws.batch import batch_backend
 
@@ -42,6 +46,9 @@ class Iam:
               'CompleteMultipartUpload': 'PutObject', 'HeadBucket': 'ListBucket', 'ListObjects': 'ListBucket',
               'ListObjectsV2': 'ListBucket', 'ListObjectVersions': 'ListBucketVersions',
               'ListBuckets': 'ListAllMyBuckets', 'ListParts': 'ListMultipartUploadParts'}
+    # What an operation is on, by the parameter that names it.
+    TARGETS = {'jobId': 'job/{jobId}', 'repositoryName': 'repository/{repositoryName}',
+               'logGroupName': 'log-group:{logGroupName}:log-stream:{logStreamName}'}
     OPERATORS = {'StringEquals': str.__eq__, 'StringLike': policy_match}
 
     def __init__(self):
@@ -59,7 +66,6 @@ class Iam:
 
     def credentials_of(self, task):
         """Temporary credentials of the task's role, as a container finds them; None for no such task."""
-        from moto.sts.models import sts_backends
         if task not in self.tasks:
             return None
         now = time.time()
@@ -93,7 +99,6 @@ class Iam:
 
     def principal(self, access_key):
         """The principal of an access key; None for the account's owner."""
-        from moto.iam.models import iam_backends
         if access_key == OWNER_KEY:
             return None
         backend = iam_backends[ACCOUNT][PARTITION]
@@ -161,18 +166,15 @@ class Iam:
                 yield action, found.arn if found else f'{arn}{kind}/{given.get(name)}'
             if given.get('tags'):
                 yield 'batch:TagResource', f'{arn}job/*'
-        elif operation in ('TerminateJob', 'CancelJob'):
-            yield action, f'{arn}job/{given.get("jobId")}'
-        elif request.service == 'logs' and 'logGroupName' in given:
-            # AWS writes an empty stream name for what concerns the whole group.
-            stream = given.get('logStreamName', '')
-            yield action, f'{arn}log-group:{given["logGroupName"]}:log-stream:{stream}'
-        elif request.service == 'cloudformation' and given.get('StackName'):
-            yield action, self._stack_arn(request, given['StackName'])
-        elif request.service == 'ecr' and 'repositoryName' in given:
-            yield action, f'{arn}repository/{given["repositoryName"]}'
+        elif 'StackName' in given:
+            name = given['StackName']
+            stacks = cloudformation_backends[ACCOUNT][request.region].stacks.values()
+            found = [stack.stack_id for stack in stacks if name in (stack.name, stack.stack_id)]
+            yield action, found[0] if found else name if name.startswith('arn:') else f'{arn}stack/{name}/*'
         else:
-            yield action, '*'
+            found = [pattern for name, pattern in self.TARGETS.items() if name in given]
+            # AWS writes an empty stream name for what concerns a whole log group.
+            yield action, arn + found[0].format(**{'logStreamName': '', **given}) if found else '*'
 
     def _s3_needs(self, request, action):
         bucket = f'arn:{PARTITION}:s3:::{request.bucket}'
@@ -188,16 +190,6 @@ class Iam:
             if 'x-amz-copy-source' in request.headers:
                 source = urllib.parse.unquote(request.headers['x-amz-copy-source']).lstrip('/')
                 yield 's3:GetObject', f'arn:{PARTITION}:s3:::{source}'
-
-    @staticmethod
-    def _stack_arn(request, name):
-        from moto.cloudformation.models import cloudformation_backends
-        for stack in cloudformation_backends[ACCOUNT][request.region].stacks.values():
-            if name in (stack.name, stack.stack_id):
-                return stack.stack_id
-        if name.startswith('arn:'):
-            return name
-        return f'arn:{PARTITION}:cloudformation:{request.region}:{ACCOUNT}:stack/{name}/*'
 
     def allows(self, principal, request, action, target):
         """Whether one statement allows the action on the resource, and none denies it."""

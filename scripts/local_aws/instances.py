@@ -6,6 +6,7 @@ Batch, ComputeResource.maxvCpus). An instance offers jobs less memory than its n
 "Compute resource memory management"). Which type Batch starts is its own choice; here it is always the
 smallest that holds the job, which wastes the most. An instance goes with its last job. Fargate has none: a
 job counts as itself."""
+import functools
 import math
 import uuid
 
@@ -25,23 +26,17 @@ FARGATE = {0.25: (512, 1024, 2048), 0.5: range(1 * GIB, 4 * GIB + 1, GIB),
 
 
 class Instance:
-    """A running computer: vCPUs and MiB that are free."""
+    """A running computer, and the jobs on it."""
 
     def __init__(self, kind, vcpus, memory):
-        self.id, self.kind, self.vcpus = 'i-' + uuid.uuid4().hex[:17], kind, vcpus
-        self.free_vcpus, self.free_memory, self.jobs = vcpus, memory, set()
+        self.id, self.kind, self.vcpus, self.memory = 'i-' + uuid.uuid4().hex[:17], kind, vcpus, memory
+        self.jobs = set()
 
-    def take(self, job):
-        """Give a job its place."""
-        self.jobs.add(job)
-        self.free_vcpus -= job.vcpus
-        self.free_memory -= job.memory
-
-    def drop(self, job):
-        """The job has ended."""
-        self.jobs.discard(job)
-        self.free_vcpus += job.vcpus
-        self.free_memory += job.memory
+    def has_room(self, job):
+        """Whether the vCPUs and MiB that are free suffice."""
+        jobs = [*self.jobs, job]
+        return (sum(each.vcpus for each in jobs) <= self.vcpus
+                and sum(each.memory for each in jobs) <= self.memory)
 
 
 def is_fargate(environment):
@@ -49,14 +44,14 @@ def is_fargate(environment):
     return 'FARGATE' in environment.compute_resources['type']
 
 
-def types_of(environment):
-    """(vCPUs, MiB for jobs, name) of all types that the environment may start, the smallest first."""
+@functools.lru_cache(None)
+def types_of(wanted):
+    """(vCPUs, MiB for jobs, name) of all types that these types and families name, the smallest first."""
     from moto.ec2.models.instance_types import INSTANCE_TYPES
-    wanted = environment.compute_resources.get('instanceTypes') or ['optimal']
     families = {family for name in wanted for family in BUNDLES.get(name, [name])}
     found = []
     for name, facts in INSTANCE_TYPES.items():
-        if (name in families or name.partition('.')[0] in families) and not name.endswith('.metal'):
+        if families & {name, name.partition('.')[0]} and not name.endswith('.metal'):
             memory = SEEN.get(name) or int(facts['MemoryInfo']['SizeInMiB'] * FRACTION)
             found.append((facts['VCpuInfo']['DefaultVCpus'], memory, name))
     return sorted(found)
@@ -67,7 +62,6 @@ class Fleet:
 
     def __init__(self, environment):
         self.environment, self.instances = environment, []
-        self.types, self.types_for = [], ()
 
     def used(self):
         """vCPUs that count towards maxvCpus and the account's quota."""
@@ -84,10 +78,10 @@ class Fleet:
             full = self.used() + vcpus > most
         else:
             for instance in self.instances:
-                if instance.free_vcpus >= job.vcpus and instance.free_memory >= job.memory:
+                if instance.has_room(job):
                     return instance, None
-            fitting = next((each for each in self._types()
-                            if each[0] >= job.vcpus and each[1] >= job.memory), None)
+            types = types_of(tuple(self.environment.compute_resources.get('instanceTypes') or ['optimal']))
+            fitting = next((each for each in types if each[0] >= job.vcpus and each[1] >= job.memory), None)
             if fitting is None:
                 return None, ('MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement '
                               '(vCPU/memory/GPU) is higher than that can be met by the CE(s) attached to the '
@@ -102,15 +96,9 @@ class Fleet:
         self.instances.append(Instance(kind, vcpus, memory))
         return self.instances[-1], None
 
-    def _types(self):
-        wanted = self.environment.compute_resources.get('instanceTypes')
-        if self.types_for != wanted:             # the environment may have been changed
-            self.types, self.types_for = types_of(self.environment), wanted
-        return self.types
-
     def leave(self, job, instance):
         """A job has left its instance, which goes when it was the last."""
-        instance.drop(job)
+        instance.jobs.discard(job)
         if not instance.jobs and instance in self.instances:
             self.instances.remove(instance)
 

@@ -7,13 +7,15 @@ network are left behind."""
 import json
 
 from moto.batch import models as batch
-from moto.core.common_models import CloudFormationModel
+from moto.cloudformation import parsing
 from moto.ec2 import models as ec2
 from moto.iam.models import ManagedPolicy, Role, iam_backends
 from moto.logs.models import LogGroup
 
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.batch import batch_backend
+
+SERVICE_ROLE = 'AWSServiceRoleForBatch'
 
 
 def camel(value, keep=('Options', 'Tags', 'Parameters')):
@@ -23,40 +25,39 @@ def camel(value, keep=('Options', 'Tags', 'Parameters')):
     return [camel(item) for item in value] if isinstance(value, list) else value
 
 
-# ---- those that moto does not know, and that need only be there: Ref and GetAtt work
+class Plain:
+    """A resource that moto does not know and that need only be there: Ref and GetAtt work."""
 
-def create_plain(cls, resource_name, *_, **__):
-    """A resource that is nothing but its name."""
-    item = cls()
-    item.name = resource_name
-    return item
+    KINDS = 'AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress'
+    create_from_cloudformation_json = classmethod(lambda cls, name, *_, **__: cls(name))
+    update_from_cloudformation_json = classmethod(lambda cls, item, *_: item)
 
+    def __init__(self, name):
+        self.physical_resource_id = name
 
-# moto finds models among the living subclasses.
-PLAIN = [type(kind.replace('::', ''), (CloudFormationModel,), {
-    'cloudformation_type': staticmethod(lambda kind=kind: kind),
-    'cloudformation_name_type': staticmethod(lambda: ''),
-    'create_from_cloudformation_json': classmethod(create_plain),
-    'delete': lambda item, *_: None,
-    'physical_resource_id': property(lambda item: item.name),
-    'has_cfn_attr': classmethod(lambda cls, attr: True),
-    'get_cfn_attribute': lambda item, name: f'{item.name}.{name}'})
-    for kind in ('AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress')]
+    def get_cfn_attribute(self, name):
+        """What GetAtt gives."""
+        return f'{self.physical_resource_id}.{name}'
+
+    def is_created(self):
+        """At once."""
+        return True
+
+    def delete(self, *_):
+        """There is nothing to do."""
 
 
 # ---- Batch: what each function makes or, where there is an item, changes to
 
 def environment(item, name, given, backend):
-    """A compute environment. Where it names no role, AWS makes one by itself."""
+    """A compute environment. Where it names no role, it has the one of Batch itself."""
     if item:
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
-    iam, linked = iam_backends[ACCOUNT][PARTITION], 'AWSServiceRoleForBatch'
-    if linked not in [role.name for role in iam.roles.values()]:
-        iam.create_role(linked, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
+    role = given.get('serviceRole') or iam_backends[ACCOUNT][PARTITION].get_role(SERVICE_ROLE).arn
     return backend.create_compute_environment(
         name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
-        given.get('serviceRole') or iam.get_role(linked).arn, given.get('tags'))
+        role, given.get('tags'))
 
 
 def queue(item, name, given, backend):
@@ -135,6 +136,10 @@ def let_change(model, work):
 
 def install():
     """Put these in the place of moto's."""
+    parsing.get_model_map().update(dict.fromkeys(Plain.KINDS, Plain))
+    # AWS makes it by itself.
+    iam_backends[ACCOUNT][PARTITION].create_role(
+        SERVICE_ROLE, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
     install_batch(batch.ComputeEnvironment, environment,
                   lambda backend, item: backend.delete_compute_environment(item.arn))
     install_batch(batch.JobQueue, queue, lambda backend, item: backend.delete_job_queue(item.arn))

@@ -127,7 +127,7 @@ class Scheduler(threading.Thread):
                 left = self.quota - sum(each.used() for each in self.fleets.values())
                 instance, why = fleet.place(job, left)
                 if instance:
-                    instance.take(job)
+                    instance.jobs.add(job)
                     job.fleet, job.instance, job.blocked = fleet, instance, None
                     self._start(job)
                     return True
@@ -214,10 +214,7 @@ class Scheduler(threading.Thread):
             self.open.pop(parent.id, None)
 
     def close(self):
-        """End all containers. The guardian, which reads the end of its input, ends what is left."""
+        """End all containers: the guardian does, which reads the end of its input."""
         with self.lock:
-            for job in list(self.open.values()):
-                if job.task:
-                    job.task.kill()
             self.open.clear()
-        self.guardian.close()
+            self.guardian.close()
