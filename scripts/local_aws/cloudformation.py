@@ -3,9 +3,8 @@
 moto reads templates, resolves what they refer to, and makes the resources. But it raises the first error to
 the caller of CreateStack and leaves half a stack behind; an update makes resources anew that did not change,
 stops at the first that fails, and forgets the defaults of parameters; a bucket that is not empty stays
-without a word; and roles are made without the caller's acknowledgement. Here all that happens to a stack is
-one thing: it is brought from what it has to a template, which is the new one, the old one (roll-back) or one
-without resources (deletion). `resources` has the kinds of resources.
+without a word; and roles are made without the caller's acknowledgement. Here a stack is always brought from
+what it has to a template: the new one, the old one (roll-back) or one without resources (deletion).
 
 A stack of moto's gets `made`, its resources by logical id and name, and `failed`, what was wrong with the
 first that failed. A resource map gets `stack`, and `used`: those of `made` that its template has."""
@@ -49,8 +48,6 @@ class Made:
             stack.stack_id, stack.name, self.logical_id, physical, self.kind, status, reason, None))
 
 
-# ---- one resource
-
 def make(logical_id, resource_json, resources, account_id, region_name):
     """The resource of that name: kept or changed if the stack has it, else created. With its events."""
     condition = resource_json.get('Condition')
@@ -71,7 +68,10 @@ def make(logical_id, resource_json, resources, account_id, region_name):
         made.event(stack, verb + '_IN_PROGRESS')
         try:
             if made.resource:
-                made.resource = change(cls, made, name_property, clean, region_name)
+                # moto takes a missing name for a change of the name. What it cannot change stays as it is.
+                given = {**clean, 'Properties': {name_property: made.name, **made.properties}}
+                made.resource = cls.update_from_cloudformation_json(
+                    made.resource, made.name, given, account_id, region_name) or made.resource
             else:                                # in the place of another, that one goes when all is done
                 made.resource = cls.create_from_cloudformation_json(
                     name, clean, account_id, region_name, LogicalId=logical_id, StackId=resources.stack_id,
@@ -87,24 +87,11 @@ def make(logical_id, resource_json, resources, account_id, region_name):
     return made.resource
 
 
-def change(cls, made, name_property, clean, region_name):
-    """Change a resource in place where moto (or `resources`) can; else it stays as it is."""
-    if hasattr(cls.update_from_cloudformation_json, '__isabstractmethod__'):
-        return made.resource
-    properties = dict(made.properties)
-    if name_property:                            # moto takes a missing name for a change of the name
-        properties.setdefault(name_property, made.name)
-    return cls.update_from_cloudformation_json(
-        made.resource, made.name, {**clean, 'Properties': properties}, ACCOUNT, region_name)
-
-
 def remove(stack, made):
     """Delete a resource; AWS's reason where it refuses to."""
     try:
         if made.kind == 'AWS::S3::Bucket' and (made.resource.keys or made.resource.multiparts):
             raise AwsError('BucketNotEmpty', 'The bucket you tried to delete is not empty')
-        if made.kind == 'AWS::ECR::Repository' and made.properties.get('EmptyOnDelete') in (True, 'true'):
-            made.resource.images.clear()
         stack.resource_map._delete_resource(
             made.resource, {'Type': made.kind, 'Properties': made.properties})
     except Exception as error:
@@ -114,8 +101,6 @@ def remove(stack, made):
     del stack.made[made.logical_id, made.name]
     return None
 
-
-# ---- the whole stack
 
 def map_of(stack, template, parameters):
     """moto's map of what a template has."""

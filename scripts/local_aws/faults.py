@@ -16,9 +16,8 @@ class Faults:
     """
 
     THROTTLE = {'s3': ('SlowDown', 503), 'sqs': ('RequestThrottled', 403),
-                'batch': ('TooManyRequestsException', 429), 'logs': ('ThrottlingException', 400),
-                'ecr': ('ThrottlingException', 400)}
-    BROKEN = {'s3': ('InternalError', 500), 'sqs': ('InternalError', 500)}
+                'batch': ('TooManyRequestsException', 429),
+                **dict.fromkeys(('ecr', 'logs'), ('ThrottlingException', 400))}
 
     def __init__(self):
         self.random = random.Random()
@@ -47,6 +46,6 @@ class Faults:
             return AwsError(code, 'Rate exceeded', status), False
         if kind == 'unavailable':
             return AwsError('ServiceUnavailable', 'Service Unavailable', 503), False
-        code, status = self.BROKEN.get(request.service, ('InternalFailure', 500))
+        code = 'InternalError' if request.service in ('s3', 'sqs') else 'InternalFailure'
         message = 'We encountered an internal error. Please try again.'
-        return AwsError(code, message, status), kind == 'done but broken'
+        return AwsError(code, message, 500), kind == 'done but broken'

@@ -24,7 +24,7 @@ from local_aws.containers import Images, install_logs
 from local_aws.control import Control
 from local_aws.faults import Faults
 from local_aws.iam import Iam
-from local_aws.request import Request, Response, error_response
+from local_aws.request import Request, Response, error_response, json_response
 from local_aws.scheduler import Scheduler
 from local_aws.sqs import Sqs
 
@@ -43,7 +43,6 @@ class Aws:
         self.scheduler = Scheduler(self.iam, endpoint, self.images)
         self.endpoint = endpoint
         self.counts, self.counts_lock = {}, threading.Lock()
-        self.began = time.time()
         self.control = Control(self)
         for part in (self.sqs, Batch(self.scheduler), cloudformation, resources):
             part.install()
@@ -56,8 +55,7 @@ class Aws:
             return self.control.answer(request)
         try:
             self._count(request)
-            if self.latency:
-                time.sleep(self.latency)
+            time.sleep(self.latency)
             fault = self.faults.of_request(request)
             if fault and not fault[1]:
                 raise fault[0]
@@ -82,7 +80,7 @@ class Aws:
     def _carry_out(self, request):
         answer = self.sqs.call(request) if request.service == 'sqs' else None
         if answer is not None:
-            return Response.of_json(answer)
+            return json_response(answer)
         response = self._ask_moto(request)
         if response.status == 404:
             self.iam.check_missing(request)
@@ -140,7 +138,6 @@ class Server(socketserver.ThreadingTCPServer):
     """A thread per connection: enough for a few hundred long polls."""
 
     daemon_threads = True
-    allow_reuse_address = True
     request_queue_size = 512
 
     def handle_error(self, request, client_address):
@@ -170,9 +167,8 @@ def serve(port_file):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with open(port_file + '.new', 'w', encoding='ascii') as file:
+    with open(port_file, 'w', encoding='ascii') as file:
         file.write(str(server.server_address[1]))
-    os.replace(port_file + '.new', port_file)
     while not stop.wait(1) and os.getppid() == parent:
         pass
     server.aws.scheduler.close()

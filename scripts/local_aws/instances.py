@@ -1,14 +1,13 @@
-"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types of
-instances.
+"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types.
 
 AWS counts `maxvCpus` by the vCPUs of instances, and goes over it by at most one instance (botocore's model of
 Batch, ComputeResource.maxvCpus). An instance offers jobs less memory than its name says (Batch User Guide,
-"Compute resource memory management"). Which type Batch starts is its own choice; here it is always the
-smallest that holds the job, which wastes the most. An instance goes with its last job. Fargate has none: a
-job counts as itself."""
+"Compute resource memory management"). Which type Batch starts is its own choice; here it is the smallest that
+holds the job. An instance goes with its last job. Fargate has none: a job counts as itself."""
 import functools
-import math
 import uuid
+
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 # MiB that jobs see where somebody has looked; of others the same part as on the poorest of these.
 SEEN = {'m5.large': 7763, 'm5.xlarge': 15575, 'c5.xlarge': 7623, 'r5.xlarge': 31703}
@@ -47,7 +46,6 @@ def is_fargate(environment):
 @functools.lru_cache(None)
 def types_of(wanted):
     """(vCPUs, MiB for jobs, name) of all types that these types and families name, the smallest first."""
-    from moto.ec2.models.instance_types import INSTANCE_TYPES
     families = {family for name in wanted for family in BUNDLES.get(name, [name])}
     found = []
     for name, facts in INSTANCE_TYPES.items():
@@ -105,10 +103,7 @@ class Fleet:
 
 def check_fargate(vcpus, memory):
     """Words for a pair of vCPUs and MiB that Fargate does not have; None for one it has."""
-    sizes = FARGATE.get(vcpus)
-    if sizes is None:
-        return f'Fargate resource requirements (vCPU: {vcpus:g}) not valid: choose one of {sorted(FARGATE)}'
-    if memory not in sizes:
-        return (f'Fargate resource requirements ({vcpus:g} vCPU, {math.floor(memory)} MiB) not valid: with '
-                f'{vcpus:g} vCPU choose one of {list(sizes)}')
-    return None
+    sizes = FARGATE.get(vcpus, ())
+    return None if memory in sizes else (
+        f'Fargate resource requirements ({vcpus:g} vCPU, {memory} MiB) not valid: choose one of '
+        f'{list(sizes) or sorted(FARGATE)}')

@@ -1,8 +1,8 @@
 """What a request asks of which service, and how each service writes an error.
 
-moto finds this out again for each service in its own way, after its dispatcher has found out the service;
-IAM, the faults and the counts need it once, before moto is asked at all. What the paths and queries of S3 and
-Batch mean stands in botocore's models of them."""
+moto finds this out again for each service in its own way; IAM, the faults and the counts need it once, before
+moto is asked at all. What the paths and queries of S3 and Batch mean stands in botocore's models of them."""
+import collections
 import functools
 import json
 import re
@@ -55,8 +55,6 @@ class Request:
         signed = self.CREDENTIAL.search(headers.get('authorization', ''))
         if signed:
             self.access_key, self.region, self.service = signed.groups()
-        elif 'X-Amz-Credential' in self.query:
-            self.access_key, _, self.region, self.service = self.query['X-Amz-Credential'].split('/')[:4]
         self.form = {}
         if headers.get('content-type', '').startswith('application/x-www-form-urlencoded'):
             self.form = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
@@ -91,17 +89,14 @@ class Request:
             return False
 
 
-class Response:
-    """Status, headers (a list of pairs) and body of an answer."""
+# Of an answer; the headers are a list of pairs.
+Response = collections.namedtuple('Response', 'status headers body')
 
-    def __init__(self, status=200, headers=(), body=b''):
-        self.status, self.headers, self.body = status, list(headers), body
 
-    @classmethod
-    def of_json(cls, value, status=200, headers=()):
-        """An answer in JSON."""
-        return cls(status, [('Content-Type', 'application/x-amz-json-1.0'), *headers],
-                   json.dumps(value).encode())
+def json_response(value, status=200, headers=()):
+    """An answer in JSON."""
+    headers = [('Content-Type', 'application/x-amz-json-1.0'), *headers]
+    return Response(status, headers, json.dumps(value).encode())
 
 
 def error_response(request, error):
@@ -115,4 +110,4 @@ def error_response(request, error):
     name = error.code.rpartition('.')[2]
     shape = {'NonExistentQueue': 'QueueDoesNotExist'}.get(name, name)
     headers += [('x-amzn-ErrorType', shape), ('x-amzn-query-error', f'{error.code};{side}')]
-    return Response.of_json({'__type': shape, 'message': error.message}, error.status, headers)
+    return json_response({'__type': shape, 'message': error.message}, error.status, headers)

@@ -31,6 +31,8 @@ class Plain:
     KINDS = 'AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress'
     create_from_cloudformation_json = classmethod(lambda cls, name, *_, **__: cls(name))
     update_from_cloudformation_json = classmethod(lambda cls, item, *_: item)
+    is_created = staticmethod(lambda: True)
+    delete = staticmethod(lambda *_: None)
 
     def __init__(self, name):
         self.physical_resource_id = name
@@ -39,18 +41,9 @@ class Plain:
         """What GetAtt gives."""
         return f'{self.physical_resource_id}.{name}'
 
-    def is_created(self):
-        """At once."""
-        return True
-
-    def delete(self, *_):
-        """There is nothing to do."""
-
-
-# ---- Batch: what each function makes or, where there is an item, changes to
 
 def environment(item, name, given, backend):
-    """A compute environment. Where it names no role, it has the one of Batch itself."""
+    """Make or change a compute environment. Where it names no role, it has the one of Batch itself."""
     if item:
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
@@ -61,19 +54,18 @@ def environment(item, name, given, backend):
 
 
 def queue(item, name, given, backend):
-    """A job queue."""
-    settings = int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder']
+    """Make or change a job queue."""
+    priority, state, order = int(given['priority']), given.get('state'), given['computeEnvironmentOrder']
     if item:
-        backend.update_job_queue(item.arn, *settings, None)
+        backend.update_job_queue(item.arn, priority, state, order, None)
     else:
-        priority, state, order = settings
-        item = backend.create_job_queue(name, priority, None, state, order, given.get('tags'))
+        item = backend.create_job_queue(name, priority, None, state or 'ENABLED', order, given.get('tags'))
     item.limits = given.get('jobStateTimeLimitActions', ())
     return item
 
 
 def definition(item, name, given, backend):
-    """A job definition. A change is a new revision; the old one becomes INACTIVE."""
+    """Make or change a job definition. A change is a new revision; the old one becomes INACTIVE."""
     if item:
         item.deregister()
     container = given['containerProperties']
@@ -88,19 +80,15 @@ def definition(item, name, given, backend):
 
 
 def install_batch(model, make, remove):
-    """Let a model of moto's be made, changed and removed so."""
-    model.create_from_cloudformation_json = classmethod(
-        lambda cls, name, json, account, region, **_: make(
-            None, name, camel(json['Properties']), batch_backend(region)))
-    model.update_from_cloudformation_json = classmethod(
-        lambda cls, item, name, json, account, region: make(
-            item, name, camel(json['Properties']), batch_backend(region)))
+    """Let a model of Batch's be made or, where there is an item, changed, and removed so."""
+    def change(item, name, template, account, region):
+        return make(item, name, camel(template['Properties']), batch_backend(region))
+    model.create_from_cloudformation_json = classmethod(lambda cls, *given, **_: change(None, *given))
+    model.update_from_cloudformation_json = classmethod(lambda cls, *given: change(*given))
     model.delete = lambda item, account, region: remove(batch_backend(region), item)
     model.has_cfn_attr = classmethod(lambda cls, attr: True)
     model.get_cfn_attribute = lambda item, name: item.arn
 
-
-# ---- the others: changes and deletions that moto leaves out
 
 def attach(role, wanted):
     """Attach these policies and no others. Those of AWS itself are not here: nothing needs them."""
@@ -116,7 +104,13 @@ def change_role(role, given):
     """Let a role have the policies that the properties name."""
     for policy in given.get('Policies', []):
         role.policies[policy['PolicyName']] = json.dumps(policy['PolicyDocument'])
-    attach(role, given.get('ManagedPolicyArns', []))
+    return attach(role, given.get('ManagedPolicyArns', []))
+
+
+def change_policy(policy, given):
+    """Let a policy have another document."""
+    iam_backends[ACCOUNT][PARTITION].create_policy_version(
+        policy.arn, json.dumps(given['PolicyDocument']), 'true')
 
 
 def delete_policy(item, *_):
@@ -124,14 +118,6 @@ def delete_policy(item, *_):
     if item.attachment_count:
         raise AwsError('DeleteConflict', 'Cannot delete a policy attached to entities.')
     iam_backends[ACCOUNT][PARTITION].delete_policy(item.arn)
-
-
-def let_change(model, work):
-    """Let resources of moto's be changed in place, by a function of resource and properties."""
-    def change(cls, item, name, template, *_):
-        work(item, template['Properties'])
-        return item
-    model.update_from_cloudformation_json = classmethod(change)
 
 
 def install():
@@ -145,15 +131,15 @@ def install():
     install_batch(batch.JobQueue, queue, lambda backend, item: backend.delete_job_queue(item.arn))
     install_batch(batch.JobDefinition, definition, lambda backend, item: item.deregister())
     moto_make, moto_drop = Role.create_from_cloudformation_json, Role.delete_from_cloudformation_json
-    Role.create_from_cloudformation_json = classmethod(lambda cls, name, given, *where, **more: attach(
-        moto_make(name, given, *where, **more), given['Properties'].get('ManagedPolicyArns', [])))
+    Role.create_from_cloudformation_json = classmethod(lambda cls, name, given, *where, **more: change_role(
+        moto_make(name, given, *where, **more), given['Properties']))
     Role.delete = lambda role, account, region: (attach(role, []), moto_drop(role.name, {}, account, region))
-    let_change(Role, change_role)
     ManagedPolicy.delete = delete_policy
-    let_change(ManagedPolicy, lambda policy, given: iam_backends[ACCOUNT][PARTITION].create_policy_version(
-        policy.arn, json.dumps(given['PolicyDocument']), 'true'))
-    let_change(LogGroup, lambda group, given: setattr(
-        group, 'retention_in_days', given.get('RetentionInDays')))
+    for model, work in (
+            (Role, change_role), (ManagedPolicy, change_policy),
+            (LogGroup, lambda item, given: setattr(item, 'retention_in_days', given.get('RetentionInDays')))):
+        model.update_from_cloudformation_json = classmethod(
+            lambda cls, item, name, template, *_, work=work: work(item, template['Properties']))
     # AWS's attribute stands for the group and all its streams.
     LogGroup.get_cfn_attribute = lambda group, name: group.arn + ':*'
     for model, work in (

@@ -1,9 +1,7 @@
 """Messages. moto walks through all messages for each receive and sleeps between two looks, so a queue gets
 slower as it gets longer. Here a long poll wakes when a message arrives or becomes visible again. AWS's limits
-and error texts are added, and the faults of a standard queue. Everything else about queues is moto's.
-
-They are asked for in SQS's JSON protocol alone, which botocore has used since 1.29.127 (2023).
-"""
+and error texts are added, and the faults of a standard queue. Everything else about queues is moto's. What is
+asked must be in SQS's JSON protocol, which botocore has used since 1.29.127 (2023)."""
 import base64
 import collections
 import copy
@@ -12,6 +10,7 @@ import heapq
 import re
 import threading
 import time
+import types
 import uuid
 
 from moto.sqs.models import Queue, SQSBackend, sqs_backends
@@ -46,19 +45,11 @@ def size_of(given):
     return size
 
 
-class Message:
-    """A message in a queue, and how it fared."""
-
-    def __init__(self, body, attributes):
-        self.id, self.body, self.attributes = str(uuid.uuid4()), body, attributes
-        self.md5 = hashlib.md5(body.encode()).hexdigest()
-        self.sent, self.receives = time.time(), 0
-        self.key = None                          # by which the store knows it
-        self.due = None                          # moment from which it may be received; None while it may
-
-
 class MessageStore:
-    """The messages of one standard queue. No call takes longer because the queue is long."""
+    """The messages of one standard queue. No call takes longer because the queue is long.
+
+    A message that is in it has a key, and a moment `due` from which it may be received; None while it may.
+    """
 
     def __init__(self):
         self.deleted = False
@@ -122,7 +113,7 @@ class MessageStore:
                 now = time.monotonic()
                 if taken or now >= deadline:
                     break
-                self.changed.wait((min(deadline, self.waiting[0][0]) if self.waiting else deadline) - now)
+                self.changed.wait(min([deadline] + [due for due, _ in self.waiting[:1]]) - now)
             for message in taken:
                 message.receives += 1
                 self._schedule(message, visibility)
@@ -203,8 +194,6 @@ class Sqs:
                 (not entries, 'EmptyBatchRequest', 'There should be at least one entry in the request.'),
                 (len(entries) > 10, 'TooManyEntriesInBatchRequest',
                  f'Maximum number of entries per request are 10. You have sent {len(entries)}.'),
-                (len({entry['Id'] for entry in entries}) < len(entries), 'BatchEntryIdsNotDistinct',
-                 'Two or more batch entries have the same Id.'),
                 (size > MAX_BYTES, 'BatchRequestTooLong', 'Batch requests cannot be longer than '
                  f'{MAX_BYTES} bytes. You have sent {size} bytes.')):
             if wrong:
@@ -232,7 +221,9 @@ class Sqs:
         if size_of(given) > queue.maximum_message_size:
             raise AwsError('InvalidParameterValue', 'One or more parameters are invalid. Reason: Message '
                            f'must be shorter than {queue.maximum_message_size} bytes.')
-        message = Message(body, given.get('MessageAttributes') or {})
+        message = types.SimpleNamespace(
+            id=str(uuid.uuid4()), body=body, md5=hashlib.md5(body.encode()).hexdigest(),
+            attributes=given.get('MessageAttributes') or {}, receives=0)
         delay = number(given, 'DelaySeconds', queue.delay_seconds, 900)
         if self.faults.hits('late'):
             delay += self.faults.random.uniform(1, 2)
@@ -254,12 +245,12 @@ class Sqs:
             handle = base64.b64encode(f'{message.key} {message.receives}'.encode()).decode()
             answer = {'MessageId': message.id, 'ReceiptHandle': handle, 'MD5OfBody': message.md5,
                       'Body': message.body}
-            facts = {'SentTimestamp': int(message.sent * 1000), 'ApproximateReceiveCount': message.receives}
-            answer['Attributes'] = {
-                name: str(value) for name, value in facts.items() if names & {name, 'All'}}
-            if given.get('MessageAttributeNames'):       # whichever: a message has all or none
+            if names & {'ApproximateReceiveCount', 'All'}:
+                answer['Attributes'] = {'ApproximateReceiveCount': str(message.receives)}
+            # Whichever are asked for: a message has all or none.
+            if message.attributes and given.get('MessageAttributeNames'):
                 answer['MessageAttributes'] = message.attributes
-            answers.append({name: value for name, value in answer.items() if value})
+            answers.append(answer)
         return {'Messages': answers} if answers else {}
 
     @staticmethod
