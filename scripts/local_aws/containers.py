@@ -105,6 +105,8 @@ class Task:
             cwd=self.folder + disk.WRITABLE[0], env=environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.pid = self.process.pid
+        with open(f'{self.folder}{disk.CGROUP}/cgroup.procs', 'w', encoding='ascii') as file:
+            file.write(f'{self.pid}')            # see the guardian in `scheduler`
         self.pump = threading.Thread(target=self._pump, args=(stream,), daemon=True)
         self.pump.start()
         threading.Thread(target=self._wait, daemon=True).start()

@@ -52,7 +52,10 @@ class Control:
             'POST conditions': self.conditions,
             'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},
             'POST iam': lambda given: iam.enforce(bool(given['enforced'])),
-            'POST stack': self.stack, 'POST images': self.image,
+            'POST images': self.image,
+            'POST stack': lambda given: setattr(
+                cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name']),
+                'status', given['status']),
             'GET server': lambda _: {'disk': disk.isolation()}}
 
     def answer(self, request):
@@ -75,11 +78,6 @@ class Control:
         for name, value in (('faults', given.get('faults', {})), ('latency', {'ms': given.get('latency', 0)}),
                             ('iam', {'enforced': given.get('iam', False)}), ('requests/reset', {})):
             self.work['POST ' + name](value)
-
-    @staticmethod
-    def stack(given):
-        """Show a stack in that state."""
-        cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name']).status = given['status']
 
     def image(self, given):
         """Keep what is pushed."""

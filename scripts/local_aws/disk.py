@@ -14,7 +14,6 @@ import ctypes
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,6 @@ WRITABLE = ('/home/rios', '/tmp', '/var/tmp')
 # What a container sees as /sys/fs/cgroup: its memory.events is how it learns of the kernel's OOM killer.
 CGROUP = '/.cgroup'
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
-PR_SET_PDEATHSIG = 1
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
 
@@ -117,7 +115,7 @@ def command(folder, image, environment):
         os.makedirs(folder + path)
     note_killed(folder, 0)
     if seen:
-        return _launcher(None, [])
+        return []
     # What Python imports from, but for the folder of this program itself.
     visible = [sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path[1:], image]
     for name in ('PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA'):
@@ -133,12 +131,9 @@ def note_killed(folder, count):
 
 
 def main(settings, *words):
-    """Enter the container's disk and become the command, which ends when the server is gone."""
+    """Enter the container's disk and become the command."""
     settings = json.loads(settings)
-    if settings['root']:
-        enter(settings['root'], settings['visible'], settings['shared'])
-    if sys.platform == 'linux':
-        _call('prctl', PR_SET_PDEATHSIG, signal.SIGKILL)
+    enter(settings['root'], settings['visible'], settings['shared'])
     os.execv(words[0], words)
 
 

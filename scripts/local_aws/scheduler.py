@@ -11,6 +11,7 @@
 - Where memory is used up, the kernel ends the largest process, and the container if that was its first.
 - An instance that is taken away takes all its jobs with it. They have no exit code."""
 import os
+import subprocess
 import threading
 import time
 import traceback
@@ -22,6 +23,8 @@ from local_aws.instances import Fleet, is_fargate
 
 STOP_SECONDS = 30                  # between a container's SIGTERM and its SIGKILL
 NOTICE_SECONDS = 120               # between the notice of a Spot interruption and the end of the instance
+# Outlives the server by a moment, and ends the jobs whose folders are still there.
+GUARDIAN = 'cat; for p in "$0"/job-*/.cgroup/cgroup.procs; do [ ! -e "$p" ] || kill -9 -"$(cat "$p")"; done'
 TICK = 0.2                         # seconds between two looks at the running jobs
 
 
@@ -38,6 +41,8 @@ class Scheduler(threading.Thread):
         self.quota = float('inf')                # vCPUs of the account
         self.speed = 1.0                         # time-outs and limits pass so many times faster
         self.failing = []                        # reasons for which the next containers will not start
+        self.guardian = subprocess.Popen(['sh', '-c', GUARDIAN, images.folder], stdin=subprocess.PIPE,
+                                         start_new_session=True)
         self.start_delay = float(os.environ.get('RIOS_AWSBATCH_LOCAL_START_MS') or 0) / 1000
 
     # ---- what users and tests ask
@@ -196,6 +201,6 @@ class Scheduler(threading.Thread):
         with self.lock:
             tasks = [job.task for job in self.open.values() if job.task]
             self.open.clear()
+            self.guardian.communicate(timeout=10)
         for task in tasks:
-            task.kill()
             task.process.wait(10)
