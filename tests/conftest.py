@@ -370,7 +370,7 @@ class Local:
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
     def assert_nothing_left(self, endpoint=None):
-        """No process, no file, no listening port. The guardian of the jobs takes a moment longer than its server."""
+        """No process, no file, no listening port."""
         wait_until(lambda: not processes_with(str(self.temporary)), 60)
         assert list(self.temporary.iterdir()) == []
         if endpoint:

@@ -23,8 +23,7 @@ why:
 
     python scripts/local_aws serve PORT-FILE     serve until SIGTERM; the port is written to PORT-FILE
     python scripts/local_aws push OUTPUT FILE [NAME=VALUE...]
-        put an image `latest` whose entry point is FILE into the repository that this output of the stack
-        names, with environment variables
+        put an image `latest` whose entry point is FILE into the repository that this output names
 """
 import os
 

@@ -1,4 +1,4 @@
-"""The three programs of this package: the server, `push`, and the guardian of the jobs."""
+"""The two programs of this package: the server, and `push`."""
 import json
 import os
 import sys
@@ -12,12 +12,6 @@ def serve(port_file):
     """Serve until SIGTERM."""
     from local_aws import front
     front.serve(port_file)
-
-
-def guard():
-    """End the jobs when the server is gone."""
-    from local_aws import containers
-    containers.guard()
 
 
 def push(output, path, *variables):
@@ -38,4 +32,4 @@ def push(output, path, *variables):
 
 
 if __name__ == '__main__':
-    {'serve': serve, 'push': push, 'guard': guard}[sys.argv[1]](*sys.argv[2:])
+    {'serve': serve, 'push': push}[sys.argv[1]](*sys.argv[2:])

@@ -1,17 +1,19 @@
 """Jobs, and what users ask about them.
 
-moto knows compute environments, queues and job definitions, and is asked about those. Its jobs want Docker,
-run as soon as they are submitted, and have neither children that fail alone nor rules for retries: they are
-replaced here (what users ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a
-time-out below 60 s, more than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's
-model of Batch, and the Batch User Guide ("Job states", "Array jobs", "Automated job retries", "Job
-timeouts")."""
+moto knows compute environments, queues and job definitions. Its jobs want Docker, run as soon as they are
+submitted, and have neither children that fail alone nor rules for retries: they are replaced here (what users
+ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a time-out below 60 s, more
+than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's model, and the Batch User
+Guide ("Job states", "Array jobs", "Automated job retries", "Job timeouts")."""
 import collections
 import fnmatch
 import json
 import re
 import time
 import uuid
+
+from moto.batch.models import EC2_INSTANCE_FAMILIES, BatchBackend, JobQueue, batch_backends
+from moto.batch.responses import BatchResponse
 
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.instances import check_fargate, is_fargate
@@ -24,7 +26,6 @@ MAX_ARRAY, MAX_ATTEMPTS, MAX_RULES, MIN_TIMEOUT = 10_000, 10, 5, 60
 
 def batch_backend(region):
     """moto's Batch of a region."""
-    from moto.batch.models import batch_backends
     return batch_backends[ACCOUNT][region]
 
 
@@ -36,6 +37,11 @@ def millis():
 def named(pairs):
     """[{'name': ..., 'value': ...}] as a dictionary."""
     return {pair['name']: pair.get('value', '') for pair in pairs or []}
+
+
+def present(answer):
+    """What of an answer has a value."""
+    return {name: value for name, value in answer.items() if value is not None}
 
 
 def refuse(what):
@@ -54,29 +60,24 @@ def needs_of(*sources):
     return float(needs.get('VCPU', 1)), int(needs.get('MEMORY', 2048))
 
 
-def check_rules(retry, timeout):
-    """Refuse what AWS refuses of a retry strategy and a time-out."""
-    if timeout and int(timeout.get('attemptDurationSeconds') or MIN_TIMEOUT) < MIN_TIMEOUT:
-        refuse(f'attemptDurationSeconds must be at least {MIN_TIMEOUT} seconds')
-    if not 1 <= int((retry or {}).get('attempts') or 1) <= MAX_ATTEMPTS:
-        refuse(f'retryStrategy: attempts must be between 1 and {MAX_ATTEMPTS}')
-    if len((retry or {}).get('evaluateOnExit') or []) > MAX_RULES:
-        refuse(f'retryStrategy: evaluateOnExit can have at most {MAX_RULES} entries')
-
-
-def check_platform(capabilities, container, overrides=()):
-    """Refuse what Fargate has not."""
-    if 'FARGATE' not in (capabilities or []):
-        return
-    for source in (container, dict(overrides)):
-        for name in ('vcpus', 'memory'):
-            if source.get(name):
-                refuse(f'{name} is not applicable for Fargate. Use resource requirements instead.')
-    if not container.get('executionRoleArn'):
-        refuse('executionRoleArn is required for Fargate jobs')
-    wrong = check_fargate(*needs_of(container, dict(overrides)))
-    if wrong:
-        refuse(wrong)
+def check(retry, timeout, capabilities, container, overrides):
+    """Refuse what AWS refuses of a job, or of a job definition (without overrides)."""
+    retry, is_on_fargate = retry or {}, 'FARGATE' in (capabilities or ())
+    seconds = int((timeout or {}).get('attemptDurationSeconds') or MIN_TIMEOUT)
+    plain = [name for source in (container, overrides) for name in ('vcpus', 'memory') if source.get(name)]
+    wrong = is_on_fargate and check_fargate(*needs_of(container, overrides))
+    for is_wrong, what in (
+            (seconds < MIN_TIMEOUT, f'attemptDurationSeconds must be at least {MIN_TIMEOUT} seconds'),
+            (not 1 <= int(retry.get('attempts') or 1) <= MAX_ATTEMPTS,
+             f'retryStrategy: attempts must be between 1 and {MAX_ATTEMPTS}'),
+            (len(retry.get('evaluateOnExit') or []) > MAX_RULES,
+             f'retryStrategy: evaluateOnExit can have at most {MAX_RULES} entries'),
+            (is_on_fargate and plain, f'Fargate takes no {plain}: use resourceRequirements'),
+            (is_on_fargate and not container.get('executionRoleArn'),
+             'executionRoleArn is required for Fargate jobs'),
+            (wrong, wrong)):
+        if is_wrong:
+            refuse(what)
 
 
 class Job:
@@ -88,11 +89,10 @@ class Job:
         self.id = str(uuid.uuid4()) if parent is None else f'{parent.id}:{index}'
         self.arn = f'arn:{PARTITION}:batch:{backend.region_name}:{ACCOUNT}:job/{self.id}'
         self.status, self.reason, self.created = 'SUBMITTED', None, millis()
-        self.started = self.stopped = None
+        self.started = self.stopped = self.stop_reason = None
         self.attempts = []
         self.container = {}                      # exit code, reason and log stream of the last attempt
         self.task = self.fleet = self.instance = None      # where it runs
-        self.stop_reason, self.cancelled = None, False     # TerminateJob or CancelJob
         self.blocked = None                      # (why it waits, since when)
         self.not_before = 0.0
         overrides = request.get('containerOverrides') or {}
@@ -111,18 +111,14 @@ class Job:
 
     def summary(self):
         """As ListJobs shows it."""
+        container = {name: self.container[name] for name in ('exitCode', 'reason') if name in self.container}
+        array = {'index': self.index} if self.parent else {'size': len(self.children)}
         answer = {'jobArn': self.arn, 'jobId': self.id, 'jobName': self.request['jobName'],
                   'createdAt': self.created, 'status': self.status, 'jobDefinition': self.definition.arn,
-                  'statusReason': self.reason, 'startedAt': self.started, 'stoppedAt': self.stopped}
-        answer = {name: value for name, value in answer.items() if value is not None}
-        if self.children:
-            answer['arrayProperties'] = {'size': len(self.children)}
-        elif self.parent:
-            answer['arrayProperties'] = {'index': self.index}
-        container = {name: self.container[name] for name in ('exitCode', 'reason') if name in self.container}
-        if container:
-            answer['container'] = container
-        return answer
+                  'statusReason': self.reason, 'startedAt': self.started, 'stoppedAt': self.stopped,
+                  'arrayProperties': array if self.parent or self.children else None,
+                  'container': container or None}
+        return present(answer)
 
     def description(self):
         """As DescribeJobs shows it."""
@@ -133,28 +129,22 @@ class Job:
             command=self.command, networkInterfaces=[], **self.container,
             environment=[{'name': name, 'value': value} for name, value in self.environment.items()],
             resourceRequirements=[{'type': name, 'value': value} for name, value in needs.items()])
-        stopped = self.stop_reason is not None
-        answer = {**self.summary(), 'isCancelled': stopped and self.cancelled,
-                  'isTerminated': stopped and not self.cancelled, 'jobQueue': self.queue.arn,
-                  'attempts': self.attempts, 'container': container,
+        answer = {**self.summary(), 'isTerminated': self.stop_reason is not None, 'jobQueue': self.queue.arn,
+                  'attempts': self.attempts, 'container': container, 'timeout': self.timeout or None,
+                  'retryStrategy': {'attempts': 1, **self.retry} if self.retry else None,
                   'dependsOn': [], 'parameters': self.request.get('parameters') or {},
                   'tags': self.backend.list_tags_for_resource(self.arn),
                   'platformCapabilities': self.definition.platform_capabilities or ['EC2']}
-        if self.retry:
-            answer['retryStrategy'] = {'attempts': 1, **self.retry}
-        if self.timeout:
-            answer['timeout'] = self.timeout
         if self.children:
             counts = collections.Counter(child.status for child in self.children)
             answer['arrayProperties'] = {'size': len(self.children),
                                          'statusSummary': {state: counts[state] for state in STATES}}
-        return answer
+        return present(answer)
 
     def may_retry(self, status_reason):
         """Whether Batch tries again after this attempt: the first rule that matches decides."""
-        if status_reason == TIMED_OUT or self.stop_reason is not None:
-            return False
-        if len(self.attempts) >= int(self.retry.get('attempts', 1)):
+        if status_reason == TIMED_OUT or self.stop_reason is not None or (
+                len(self.attempts) >= int(self.retry.get('attempts', 1))):
             return False
         code = self.container.get('exitCode')
         facts = {'onExitCode': '' if code is None else str(code), 'onStatusReason': status_reason,
@@ -188,9 +178,9 @@ class Batch:
         size = (request.get('arrayProperties') or {}).get('size')
         if size is not None and not 2 <= size <= MAX_ARRAY:
             refuse(f'Array size must be between 2 and {MAX_ARRAY}')
-        check_rules(request.get('retryStrategy'), request.get('timeout'))
         capabilities = definition.platform_capabilities or ['EC2']
-        check_platform(capabilities, definition.container_properties, request.get('containerOverrides') or {})
+        check(request.get('retryStrategy'), request.get('timeout'), capabilities,
+              definition.container_properties, request.get('containerOverrides') or {})
         if is_fargate(queue.environments[0]) != ('FARGATE' in capabilities):
             refuse(f'Job definition {definition.name} has platform capabilities {capabilities}, which the '
                    f'compute environments of job queue {queue.name} do not have')
@@ -237,8 +227,6 @@ class Batch:
 
     def stop(self, request, running_too):
         """TerminateJob, and CancelJob for what has not been started"""
-        if not request.get('jobId') or not request.get('reason'):
-            refuse('jobId and reason must be given')
         with self.scheduler.lock:
             job = self.scheduler.jobs.get(request['jobId'].rpartition('job/')[2])
             if job is not None:
@@ -247,15 +235,12 @@ class Batch:
 
     def install(self):
         """Put these operations in the place of moto's, and the checks before moto's."""
-        from moto.batch.models import EC2_INSTANCE_FAMILIES, BatchBackend, JobQueue
-        from moto.batch.responses import BatchResponse
-
         for name, work in (('submitjob', self.submit), ('describejobs', self.describe),
                            ('listjobs', self.list),
                            ('terminatejob', lambda _, request: self.stop(request, True)),
                            ('canceljob', lambda _, request: self.stop(request, False))):
             setattr(BatchResponse, name, lambda response, work=work: json.dumps(
-                work(response.batch_backend, json.loads(response.body or '{}'))))
+                work(response.batch_backend, json.loads(response.body))))
         # Batch's own names for groups of instance families.
         EC2_INSTANCE_FAMILIES.extend(['optimal', 'default_x86_64', 'default_arm64'])
         moto_delete, moto_register = BatchBackend.delete_job_queue, BatchBackend.register_job_definition
@@ -269,24 +254,22 @@ class Batch:
             moto_delete(backend, queue_name)
 
         def register(backend, **given):
-            check_rules(given['retry_strategy'], given['timeout'])
-            check_platform(given['platform_capabilities'], given['container_properties'])
+            check(given['retry_strategy'], given['timeout'], given['platform_capabilities'],
+                  given['container_properties'], {})
             made = moto_register(backend, **given)
             made.platform_capabilities = given['platform_capabilities']     # moto keeps the former ones
             return made
 
-        def with_limits(name):
-            moto_answer = getattr(BatchResponse, name)
-
-            def run(response):
+        def with_limits(moto_answer):
+            def answer(response):
                 text = moto_answer(response)
                 limits = json.loads(response.body).get('jobStateTimeLimitActions')
                 if limits is not None:
                     response.batch_backend.get_job_queue(json.loads(text)['jobQueueArn']).limits = limits
                 return text
-            setattr(BatchResponse, name, run)
-        with_limits('createjobqueue')
-        with_limits('updatejobqueue')
+            return answer
+        for name in ('createjobqueue', 'updatejobqueue'):
+            setattr(BatchResponse, name, with_limits(getattr(BatchResponse, name)))
         JobQueue.limits = ()
         JobQueue.describe = lambda queue: {
             **moto_describe(queue), 'jobStateTimeLimitActions': list(queue.limits)}

@@ -2,19 +2,17 @@
 
 moto runs jobs in Docker, which is not at hand on every machine, nor is the worker image quick to build. Here
 an image is what `push` puts into ECR: a manifest whose annotations name an entry point, a copy of the modules
-as they were when it was pushed, and environment variables. Its tag is looked up whenever a container starts,
-as ECS does (Amazon ECS developer guide, "ECS_IMAGE_PULL_BEHAVIOR": default), so `latest` may change between
-two attempts. A container is a session of processes with a disk of its own (see `disk`), the environment that
-AWS gives it, an exit code and a log stream.
+as they were then, and environment variables. Its tag is looked up whenever a container starts, as ECS does
+(ECS developer guide, "ECS_IMAGE_PULL_BEHAVIOR": default). A container is a session of processes with a disk
+of its own (see `disk`), the environment that AWS gives it, an exit code and a log stream.
 
-Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is what AWS sets and the only one of its
-kind that GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@"
-in ours makes that a user name, and this AWS the host."""
+Credentials come as from ECS: AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is the only variable of its kind that
+GDAL before 3.8 reads (port/cpl_aws.cpp). GDAL and boto3 put http://169.254.170.2 before it; the "@" in ours
+makes that a user name, and this AWS the host."""
 import contextlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,12 +22,15 @@ import threading
 import time
 import uuid
 
+from moto.ec2.models import ec2_backends
+from moto.ecr.models import ecr_backends
+from moto.logs.models import LogStream, logs_backends
+
 from local_aws import ACCOUNT, ROOT, disk
 from local_aws.batch import millis
 from local_aws.instances import is_fargate
 
 ANNOTATION = 'local.image'
-MODULES = ('rios_awsbatch.py', 'worker.py')
 # What a job may see of the server's own environment: it stands for what is installed in the image.
 IMAGE_VARIABLES = ('PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA', 'LANG', 'LC_ALL',
                    'OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE', 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS')
@@ -49,15 +50,13 @@ class Images:
     PLAIN = {'folder': None, 'entry': None, 'variables': {}}
 
     def __init__(self, folder):
-        self.folder, self.count = os.path.join(folder, 'images'), 0
+        self.folder = os.path.join(folder, 'images')
         os.makedirs(self.folder)
 
     def add(self, path, variables):
         """Copy what an image holds; the manifest's annotation for it."""
-        self.count += 1
-        folder = os.path.join(self.folder, str(self.count))
-        os.makedirs(folder)
-        for name in MODULES:
+        folder = tempfile.mkdtemp(prefix='image-', dir=self.folder)
+        for name in ('rios_awsbatch.py', 'worker.py'):
             shutil.copy(os.path.join(ROOT, name), folder)
         entry = os.path.join(folder, os.path.basename(path))
         shutil.copyfile(path, entry)
@@ -69,7 +68,6 @@ class Images:
         ecr = re.fullmatch(rf'{ACCOUNT}\.dkr\.ecr\.([^.]+)\.amazonaws\.com/([^:@]+)(?::(.+))?', name)
         if not ecr:
             return Images.PLAIN
-        from moto.ecr.models import ecr_backends
         region, repository, tag = ecr[1], ecr[2], ecr[3] or 'latest'
         found = ecr_backends[ACCOUNT][region].repositories.get(repository)
         images = found.images if found else []
@@ -89,8 +87,7 @@ class Task:
         self.id = uuid.uuid4().hex
         self.started = time.monotonic()
         self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
-        self.status_reason = 'Essential container in task exited'
-        self.container_reason = None
+        self.status_reason, self.container_reason = 'Essential container in task exited', None
         self.killed = 0                          # processes that the kernel has ended for want of memory
         self.lost = False                        # the host is gone: there is no exit code
         image = Images.find(job.properties['image'])
@@ -101,23 +98,21 @@ class Task:
         command = [*([sys.executable, image['entry']] if image['entry'] else []), *job.command]
         program = command and shutil.which(command[0], path=environment['PATH'])
         if not program:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise CannotStart('CannotStartContainerError: Error response from daemon: ' + (
-                f'failed to create task for container: exec: "{command[0]}": executable file not found in '
-                '$PATH: unknown' if command else 'no command specified'))
+            raise CannotStart('CannotStartContainerError: Error response from daemon: failed to create task: '
+                              f'exec: {command[:1]}: executable file not found in $PATH: unknown')
         self.process = subprocess.Popen(
             disk.command(self.folder, image['folder'], environment) + [program, *command[1:]],
-            cwd=disk.home(self.folder), env=environment, start_new_session=True,
+            cwd=self.folder + disk.WRITABLE[0], env=environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.pid = self.process.pid
-        scheduler.guardian.tell(f'+ {self.pid} {self.folder}')
+        with open(f'{self.folder}{disk.CGROUP}/cgroup.procs', 'w', encoding='ascii') as file:
+            file.write(f'{self.pid}')            # see the guardian in `scheduler`
         self.pump = threading.Thread(target=self._pump, args=(stream,), daemon=True)
         self.pump.start()
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _check_network(self):
         """On Fargate a container has a network interface of its own; without a way out it has no image."""
-        from moto.ec2.models import ec2_backends
         network = self.job.properties.get('networkConfiguration') or {}
         if is_fargate(self.job.fleet.environment) and network.get('assignPublicIp') != 'ENABLED' and not (
                 ec2_backends[ACCOUNT][self.job.backend.region_name].nat_gateways):
@@ -127,16 +122,10 @@ class Task:
                 'Check your task network configuration.'))
 
     def _log_stream(self):
-        from moto.logs.models import logs_backends
         job, logs = self.job, logs_backends[ACCOUNT][self.job.backend.region_name]
         options = (job.properties.get('logConfiguration') or {}).get('options') or {}
         group = options.get('awslogs-group', '/aws/batch/job')
-        if group not in logs.groups:
-            if group != '/aws/batch/job' and options.get('awslogs-create-group') != 'true':
-                raise CannotStart(
-                    'CannotStartContainerError: Error response from daemon: failed to initialize logging '
-                    'driver: ResourceNotFoundException: The specified log group does not exist.')
-            logs.ensure_log_group(group)
+        logs.ensure_log_group(group)
         prefix = options.get('awslogs-stream-prefix') or job.definition.name
         job.container['logStreamName'] = name = f'{prefix}/default/{self.id}'
         logs.groups[group].create_log_stream(name)
@@ -144,18 +133,16 @@ class Task:
 
     def _environment(self, image):
         """What AWS gives to a container, the image's variables, and the way to this AWS."""
-        job, here = self.job, self.scheduler.endpoint
-        compute = job.fleet.environment
+        job, here, compute = self.job, self.scheduler.endpoint, self.job.fleet.environment
+        host = here.partition('//')[2]
+        paths = [image['folder'], image['variables'].get('PYTHONPATH'), os.environ.get('PYTHONPATH')]
         answer = {name: os.environ[name] for name in IMAGE_VARIABLES if name in os.environ}
         answer.update(image['variables'])
-        paths = [image['folder'], image['variables'].get('PYTHONPATH'), os.environ.get('PYTHONPATH')]
         answer.update(PYTHONUNBUFFERED='1', PYTHONPATH=os.pathsep.join(filter(None, paths)),
                       PATH=os.path.dirname(sys.executable) + ':/usr/local/bin:/usr/bin:/bin',
-                      HOSTNAME='ip-10-0-0-1.ec2.internal',
                       AWS_EXECUTION_ENV='AWS_ECS_FARGATE' if is_fargate(compute) else 'AWS_ECS_EC2',
-                      AWS_ENDPOINT_URL=here, AWS_S3_ENDPOINT=here.partition('//')[2], AWS_HTTPS='NO',
+                      AWS_ENDPOINT_URL=here, AWS_S3_ENDPOINT=host, AWS_HTTPS='NO',
                       AWS_VIRTUAL_HOSTING='FALSE', AWS_EC2_METADATA_DISABLED='true')
-        answer.update(disk.variables(self.folder))
         answer.update(job.environment)
         answer.update(AWS_BATCH_JOB_ID=job.id, AWS_BATCH_JOB_ATTEMPT=str(len(job.attempts) + 1),
                       AWS_BATCH_CE_NAME=compute.name, AWS_BATCH_JQ_NAME=job.queue.name)
@@ -164,8 +151,7 @@ class Task:
                           AWS_BATCH_JOB_ARRAY_SIZE=str(len(job.parent.children)))
         if 'jobRoleArn' in job.properties:
             self.scheduler.iam.tasks[self.id] = job.properties['jobRoleArn']
-            address = here.partition('//')[2]
-            answer['AWS_CONTAINER_CREDENTIALS_RELATIVE_URI'] = f'@{address}/_local/credentials/{self.id}'
+            answer['AWS_CONTAINER_CREDENTIALS_RELATIVE_URI'] = f'@{host}/_local/credentials/{self.id}'
         return answer
 
     def _pump(self, stream):
@@ -182,7 +168,6 @@ class Task:
         self.pump.join(5)
         self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.scheduler.guardian.tell(f'- {self.pid} {self.folder}')
         self.scheduler.iam.tasks.pop(self.id, None)
         self.scheduler.ended(self)
 
@@ -213,32 +198,26 @@ class Task:
 def end_session(session):
     """SIGKILL to every process of a session."""
     for pid in processes_of({session})[session]:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def processes_of(sessions):
     """For each of the sessions the resident bytes of its processes, by process id."""
     found = {session: {} for session in sessions}
-    if not os.path.isdir('/proc/self'):          # macOS
-        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss=,stat='], capture_output=True, text=True).stdout
-        for pid, size, state in (line.split()[:3] for line in listed.splitlines()):
-            with contextlib.suppress(OSError):
-                if state[0] != 'Z' and os.getsid(int(pid)) in found:
-                    found[os.getsid(int(pid))][int(pid)] = int(size) * 1024
-        return found
-    page = resource.getpagesize()
-    for name in os.listdir('/proc') if sessions else ():
-        if name.isdigit():
-            try:
-                with open(f'/proc/{name}/stat', encoding='ascii', errors='replace') as file:
-                    fields = file.read().rpartition(')')[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) in found and fields[0] != 'Z':
-                found[int(fields[3])][int(name)] = int(fields[21]) * page
+    if os.path.isdir('/proc/self'):
+        pids = dict.fromkeys(filter(str.isdigit, os.listdir('/proc')) if sessions else ())
+    else:                                        # macOS
+        listed = subprocess.run(['ps', '-A', '-o', 'pid=,rss='], capture_output=True, text=True).stdout
+        pids = dict(line.split() for line in listed.splitlines())
+    for pid, kilobytes in pids.items():
+        with contextlib.suppress(OSError):       # it has just ended
+            session = os.getsid(int(pid))
+            if session in found and kilobytes is None:
+                with open(f'/proc/{pid}/statm', encoding='ascii') as file:
+                    kilobytes = int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1024
+            if session in found:
+                found[session][int(pid)] = float(kilobytes) * 1024
     return found
 
 
@@ -246,7 +225,6 @@ def install_logs():
     """GetLogEvents as AWS answers it: a page may be empty though more follow, and the end is a token that
     stays the same (botocore's model). Here an empty page precedes every one that is read forward.
     """
-    from moto.logs.models import LogStream
     moto_get = LogStream.get_log_events
 
     def get_log_events(stream, start_time, end_time, limit, next_token, start_from_head):
@@ -258,41 +236,3 @@ def install_logs():
         return moto_get(stream, start_time, end_time, limit, next_token and next_token.removesuffix('/full'),
                         start_from_head)
     LogStream.get_log_events = get_log_events
-
-
-class Guardian:
-    """A process that outlives the server by a moment, and ends the jobs if the server is killed."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.process = subprocess.Popen([sys.executable, os.path.dirname(__file__), 'guard'],
-                                        stdin=subprocess.PIPE, start_new_session=True)
-
-    def tell(self, line):
-        """A job's session began (+) or ended (-)."""
-        with self.lock:
-            if not self.process.stdin.closed:
-                self.process.stdin.write(f'{line}\n'.encode())
-                self.process.stdin.flush()
-
-    def close(self):
-        """Let it end what is left."""
-        with self.lock:
-            self.process.stdin.close()
-        self.process.wait(10)
-
-
-def guard():
-    """Remember the jobs' sessions; when the server is gone, kill them and remove their folders."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    running = {}
-    for line in sys.stdin:
-        sign, pid, folder = line.rstrip('\n').split(' ', 2)
-        if sign == '+':
-            running[int(pid)] = folder
-        else:
-            running.pop(int(pid), None)
-    for session, folder in running.items():
-        end_session(session)
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
 """What tests ask of the server itself, under /_local/. These requests are not counted, delayed or failed.
 moto has a control of its own, which knows nothing of what this package adds.
 
-GET  /_local/requests         counts by 'main' and 'workers' (credentials of jobs) and service:operation
-POST /_local/requests/reset   start counting anew
-GET  /_local/jobs             running containers: jobId, pid, status, vcpus, rss (bytes), instance(Type)
+GET  /_local/requests         counts by 'main' and 'workers' (credentials of jobs) and service:operation;
+                              POST /_local/requests/reset starts anew
+GET  /_local/jobs             running containers: jobId, pid, status, instance, instanceType
 POST /_local/jobs/interrupt   {"jobId": ..., "notice": true}: its instance is taken away, with all jobs on it;
                               without a notice they get no SIGTERM
 GET  /_local/faults           the settings in force; POST {"errors": 0.05, ...} replaces them
@@ -11,24 +11,22 @@ POST /_local/starts           {"fail": N, "reason": ..., "statusReason": ...}: t
 POST /_local/quota            {"vcpus": N} or {}: of the account
 POST /_local/speed            {"times": 60}: Batch's time-outs and limits pass so many times faster
 POST /_local/login            {"expired": true}: of everybody but jobs
-POST /_local/credentials      {"seconds": N}: how long a job's credentials last
+POST /_local/credentials      {"seconds": N}: how long a job's next credentials last
 POST /_local/latency          {"ms": 20}
 POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: what is left out is off
 GET  /_local/iam              {"enforced": ..., "denials": [...]}; POST {"enforced": true}
 POST /_local/stack            {"region": ..., "name": ..., "status": "CREATE_IN_PROGRESS"}: show that status
 POST /_local/images           {"path": ..., "variables": {...}}: what `push` puts into a manifest
-GET  /_local/server           seconds since start, CPU seconds, resident bytes, threads, disk (see `disk`)
+GET  /_local/server           the kind of disk that jobs have (see `disk`)
 """
 import hashlib
 import json
-import os
-import resource
-import threading
-import time
+
+from moto.cloudformation.models import cloudformation_backends
 
 from local_aws import ACCOUNT, disk
-from local_aws.containers import ANNOTATION, processes_of
-from local_aws.request import Response
+from local_aws.containers import ANNOTATION
+from local_aws.request import json_response
 
 
 class Control:
@@ -38,7 +36,7 @@ class Control:
         self.aws, batch, iam = aws, aws.scheduler, aws.iam
         reason = 'DockerTimeoutError: Could not transition to created; timed out after waiting 4m0s'
         self.work = {
-            'GET requests': lambda _: self.counts(),
+            'GET requests': lambda _: aws.counts,
             'POST requests/reset': lambda _: aws.counts.clear(),
             'GET jobs': lambda _: {'jobs': batch.processes()},
             'POST jobs/interrupt': lambda given: batch.interrupt(given['jobId'], given.get('notice', True)),
@@ -49,32 +47,31 @@ class Control:
             'POST quota': lambda given: setattr(batch, 'quota', float(given.get('vcpus', 'inf'))),
             'POST speed': lambda given: setattr(batch, 'speed', float(given['times'])),
             'POST login': lambda given: setattr(iam, 'login_expired', bool(given['expired'])),
-            'POST credentials': lambda given: iam.set_lifetime(float(given['seconds'])),
+            'POST credentials': lambda given: setattr(iam, 'lifetime', float(given['seconds'])),
             'POST latency': lambda given: setattr(aws, 'latency', float(given['ms']) / 1000),
             'POST conditions': self.conditions,
             'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},
             'POST iam': lambda given: iam.enforce(bool(given['enforced'])),
-            'POST stack': self.stack, 'POST images': self.image, 'GET server': lambda _: self.server()}
+            'POST images': self.image,
+            'POST stack': lambda given: setattr(
+                cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name']),
+                'status', given['status']),
+            'GET server': lambda _: {'disk': disk.isolation()}}
 
     def answer(self, request):
         """The response to a request under /_local/."""
         name = request.path.removeprefix('/_local/').strip('/')
         if name.startswith('credentials/'):
             found = self.aws.iam.credentials_of(name.partition('/')[2])
-            return Response.of_json(found or {'message': 'no such task'}, 200 if found else 404)
+            return json_response(found or {'message': 'no such task'}, 200 if found else 404)
         work = self.work.get(f'{request.method} {name}')
         if work is None:
-            return Response.of_json({'message': f'no such control: {request.method} {request.path}'}, 404)
+            return json_response({'message': f'no such control: {request.method} {request.path}'}, 404)
         try:
             given = json.loads(request.body) if request.body else {}
-            return Response.of_json(work(given) or {}, content_type='application/json')
+            return json_response(work(given) or {})
         except (KeyError, ValueError, AttributeError) as error:
-            return Response.of_json({'message': repr(error)}, 400)
-
-    def counts(self):
-        """How often each operation was asked for, by whom."""
-        with self.aws.counts_lock:
-            return {who: dict(sorted(counts.items())) for who, counts in self.aws.counts.items()}
+            return json_response({'message': repr(error)}, 400)
 
     def conditions(self, given):
         """All settings at once."""
@@ -82,23 +79,8 @@ class Control:
                             ('iam', {'enforced': given.get('iam', False)}), ('requests/reset', {})):
             self.work['POST ' + name](value)
 
-    @staticmethod
-    def stack(given):
-        """Show a stack in that state."""
-        from moto.cloudformation.models import cloudformation_backends
-        stack = cloudformation_backends[ACCOUNT][given['region']].get_stack(given['name'])
-        before, stack.status = stack.status, given['status']
-        return {'before': before}
-
     def image(self, given):
         """Keep what is pushed."""
         image = self.aws.images.add(given['path'], given.get('variables', {}))
         digest = 'sha256:' + hashlib.sha256(image.encode()).hexdigest()
         return {'annotations': {ANNOTATION: image}, 'digest': digest}
-
-    def server(self):
-        """What the server costs, and what kind of disk jobs have."""
-        used, session = resource.getrusage(resource.RUSAGE_SELF), os.getsid(0)
-        return {'seconds': time.time() - self.aws.began, 'cpu': used.ru_utime + used.ru_stime,
-                'rss': processes_of({session})[session].get(os.getpid(), 0), 'pid': os.getpid(),
-                'threads': threading.active_count(), 'disk': disk.isolation()}

@@ -1,16 +1,15 @@
 """The empty disk of a container (moto gives jobs to Docker, which is not at hand on every machine).
 
-On AWS a job sees its image and an empty disk, and nothing of the computer that submitted it. Here the image
-is this machine's own: a job sees, read only, the system's folders, Python with all that it imports from, the
-image's files and the folders of PYTHONPATH. Everything else is an empty disk: its home, /tmp, every folder
-that the submitter has. This needs a mount namespace of Linux, from root or by way of a user namespace, and
-the job's root folder is then a folder with the visible ones mounted into it. No process is put between: the
-job keeps the process id it began with. Where no mount namespace can be had (macOS, some containers), a job
-has an empty working folder, home and TMPDIR, and sees the rest. `isolation()` says which of the two holds; so
-do the log and GET /_local/server.
+On AWS a job sees its image and an empty disk. Here the image is this machine's own: a job sees, read only,
+the system's folders, Python with all that it imports from, the image's files and the folders of PYTHONPATH.
+All else is an empty disk. This needs a mount namespace of Linux, from root or by way of a user namespace; the
+job's root folder is then one with the visible ones mounted into it. No process is put between: the job keeps
+the process id it began with. Where no mount namespace can be had (macOS, some containers), a job has an empty
+working folder, home and TMPDIR, and sees the rest. `isolation()` says which of the two holds; so do the log
+and GET /_local/server.
 
-This file is also the program that gives a job its disk and becomes it: disk.py SETTINGS COMMAND ARGUMENT...
-"""
+This file is also the program that gives a job its disk and becomes it: disk.py SETTINGS COMMAND [ARG...]"""
+import contextlib
 import ctypes
 import functools
 import json
@@ -68,10 +67,9 @@ def _show(root, path, writable=False):
         open(target, 'ab').close()
     _mount(path, target, MS_BIND | MS_REC)
     if not writable and path not in ('/dev', '/proc', '/sys'):
-        try:
+        # It fails in a user namespace, of what has more such flags already.
+        with contextlib.suppress(PermissionError):
             _mount(None, target, MS_REMOUNT | MS_BIND | MS_RDONLY)
-        except PermissionError:          # in a user namespace, of what has more such flags already
-            pass
 
 
 def enter(root, visible, shared):
@@ -107,11 +105,16 @@ def _launcher(root, visible):
 
 
 def command(folder, image, environment):
-    """The words that come before the command of a job with that folder and image to give it its disk."""
+    """The words that come before the command of a job with that folder and image to give it its disk.
+
+    The job's environment gets HOME and TMPDIR as the job sees them.
+    """
+    seen = '' if isolation() == 'namespace' else folder
+    environment.update({'HOME': seen + WRITABLE[0], 'TMPDIR': seen + WRITABLE[1], **environment})
     for path in (*WRITABLE, CGROUP):
         os.makedirs(folder + path)
     note_killed(folder, 0)
-    if isolation() == 'folders':
+    if seen:
         return []
     # What Python imports from, but for the folder of this program itself.
     visible = [sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path[1:], image]
@@ -125,17 +128,6 @@ def note_killed(folder, count):
     """How many processes of a container the kernel has ended for want of memory."""
     with open(folder + CGROUP + '/memory.events', 'w', encoding='ascii') as file:
         file.write(f'low 0\nhigh 0\nmax {count}\noom {count}\noom_kill {count}\n')
-
-
-def variables(folder):
-    """HOME and TMPDIR as the job sees them."""
-    seen = '' if isolation() == 'namespace' else folder
-    return {'HOME': seen + WRITABLE[0], 'TMPDIR': seen + WRITABLE[1]}
-
-
-def home(folder):
-    """The folder in which the job's first process is started."""
-    return folder + WRITABLE[0]
 
 
 def main(settings, *words):

@@ -16,9 +16,8 @@ class Faults:
     """
 
     THROTTLE = {'s3': ('SlowDown', 503), 'sqs': ('RequestThrottled', 403),
-                'batch': ('TooManyRequestsException', 429), 'logs': ('ThrottlingException', 400),
-                'ecr': ('ThrottlingException', 400)}
-    BROKEN = {'s3': ('InternalError', 500), 'sqs': ('InternalError', 500)}
+                'batch': ('TooManyRequestsException', 429),
+                **dict.fromkeys(('ecr', 'logs'), ('ThrottlingException', 400))}
 
     def __init__(self):
         self.random = random.Random()
@@ -30,18 +29,16 @@ class Faults:
         if unknown:
             raise ValueError(f'unknown fault: {", ".join(sorted(unknown))}')
         self.settings = {name: float(value) for name, value in settings.items()}
-        for name in ('errors', 'duplicate', 'late', 'reorder'):
-            setattr(self, name, self.settings.get(name, 0.0))
         if 'seed' in self.settings:
             self.random.seed(self.settings['seed'])
 
-    def hits(self, fraction):
-        """True for that fraction of the calls."""
-        return fraction > 0 and self.random.random() < fraction
+    def hits(self, name):
+        """True for the fraction of the calls that is set for that fault."""
+        return self.random.random() < self.settings.get(name, 0)
 
     def of_request(self, request):
         """(error, whether the request is carried out all the same), or None."""
-        if not self.hits(self.errors):
+        if not self.hits('errors'):
             return None
         kind = self.random.choice(('throttle', 'broken', 'unavailable', 'done but broken'))
         if kind == 'throttle':
@@ -49,6 +46,6 @@ class Faults:
             return AwsError(code, 'Rate exceeded', status), False
         if kind == 'unavailable':
             return AwsError('ServiceUnavailable', 'Service Unavailable', 503), False
-        code, status = self.BROKEN.get(request.service, ('InternalFailure', 500))
+        code = 'InternalError' if request.service in ('s3', 'sqs') else 'InternalFailure'
         message = 'We encountered an internal error. Please try again.'
-        return AwsError(code, message, status), kind == 'done but broken'
+        return AwsError(code, message, 500), kind == 'done but broken'

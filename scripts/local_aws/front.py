@@ -3,8 +3,8 @@
 moto's own server handles a request in milliseconds, closes connections, and asks each of its services whose
 the request is. This one parses it once, keeps connections, and calls the one WSGI application of moto's that
 is meant, so that a benchmark measures what is asked rather than who answers."""
-import email.utils
-import io
+import collections
+import http.server
 import os
 import signal
 import socket
@@ -15,15 +15,16 @@ import time
 import traceback
 
 import boto3
+from moto.server import create_backend_app
+from werkzeug.test import create_environ, run_wsgi_app
 
-from local_aws import PARTITION, AwsError, disk, resources
+from local_aws import AwsError, cloudformation, disk, resources
 from local_aws.batch import Batch
-from local_aws.cloudformation import CloudFormation
 from local_aws.containers import Images, install_logs
 from local_aws.control import Control
 from local_aws.faults import Faults
 from local_aws.iam import Iam
-from local_aws.request import Request, Response, error_response
+from local_aws.request import Request, Response, error_response, json_response
 from local_aws.scheduler import Scheduler
 from local_aws.sqs import Sqs
 
@@ -42,9 +43,8 @@ class Aws:
         self.scheduler = Scheduler(self.iam, endpoint, self.images)
         self.endpoint = endpoint
         self.counts, self.counts_lock = {}, threading.Lock()
-        self.began = time.time()
         self.control = Control(self)
-        for part in (self.sqs, Batch(self.scheduler), CloudFormation(), resources):
+        for part in (self.sqs, Batch(self.scheduler), cloudformation, resources):
             part.install()
         install_logs()
         self.scheduler.start()
@@ -55,8 +55,7 @@ class Aws:
             return self.control.answer(request)
         try:
             self._count(request)
-            if self.latency:
-                time.sleep(self.latency)
+            time.sleep(self.latency)
             fault = self.faults.of_request(request)
             if fault and not fault[1]:
                 raise fault[0]
@@ -64,6 +63,7 @@ class Aws:
                 raise AwsError('UnrecognizedClientException', f'There is no AWS region {request.region!r}.')
             self.iam.check_age(request)
             self.iam.check(request)
+            cloudformation.check_capabilities(request)
             response = self._carry_out(request)
             if fault:
                 raise fault[0]
@@ -74,132 +74,70 @@ class Aws:
     def _count(self, request):
         who = 'workers' if request.access_key in self.iam.sessions else 'main'
         with self.counts_lock:
-            operations = self.counts.setdefault(who, {})
-            name = f'{request.service}:{request.operation}'
-            operations[name] = operations.get(name, 0) + 1
+            operations = self.counts.setdefault(who, collections.Counter())
+            operations[f'{request.service}:{request.operation}'] += 1
 
     def _carry_out(self, request):
-        if request.service == 'sqs' and request.operation in self.sqs.operations:
-            return Response.of_json(self.sqs.call(request, request.parameters) or {})
-        if request.operation == 'GetCallerIdentity':
-            return self.iam.identity(request)
+        answer = self.sqs.call(request) if request.service == 'sqs' else None
+        if answer is not None:
+            return json_response(answer)
         response = self._ask_moto(request)
-        if response.status == 404 and request.service == 's3':
-            principal = self.iam.hides_missing(request)
-            if principal:
-                self.iam.deny(principal, request, 's3:ListBucket', f'arn:{PARTITION}:s3:::{request.bucket}')
+        if response.status == 404:
+            self.iam.check_missing(request)
         return response
 
     def _ask_moto(self, request):
         """Call moto's WSGI application of the service; moto's search for it costs more than most answers."""
         if request.service not in self.applications:
-            from moto.server import create_backend_app
             self.applications[request.service] = create_backend_app(request.service)
-        environ = {
-            'REQUEST_METHOD': request.method, 'SCRIPT_NAME': '',
-            'PATH_INFO': request.path.encode().decode('latin-1'), 'QUERY_STRING': request.query_string,
-            'RAW_URI': request.target, 'REQUEST_URI': request.target,
-            'CONTENT_TYPE': request.headers.get('content-type', ''), 'CONTENT_LENGTH': str(len(request.body)),
-            'SERVER_NAME': '127.0.0.1', 'SERVER_PORT': self.endpoint.rpartition(':')[2],
-            'SERVER_PROTOCOL': 'HTTP/1.1', 'wsgi.version': (1, 0), 'wsgi.url_scheme': 'http',
-            'wsgi.input': io.BytesIO(request.body), 'wsgi.input_terminated': True, 'wsgi.errors': sys.stderr,
-            'wsgi.multithread': True, 'wsgi.multiprocess': False, 'wsgi.run_once': False}
-        for name, value in request.headers.items():
-            if name not in ('content-type', 'content-length', 'transfer-encoding'):
-                environ['HTTP_' + name.upper().replace('-', '_')] = value
-        begun = []
-        parts = self.applications[request.service](
-            environ, lambda status, headers, _=None: begun.append((status, headers)))
-        body = b''.join(parts)
-        if hasattr(parts, 'close'):
-            parts.close()
-        status, headers = begun[0]
-        return Response(int(status.split()[0]), headers, body)
+        environ = create_environ(request.target, self.endpoint, method=request.method, data=request.body,
+                                 headers=request.headers, multithread=True)
+        parts, status, headers = run_wsgi_app(self.applications[request.service], environ)
+        return Response(int(status.split()[0]), headers, b''.join(parts))
 
 
-class Connection(socketserver.StreamRequestHandler):
-    """One client's connection, kept alive. http.server's parser takes longer than an SQS call."""
+class Connection(http.server.BaseHTTPRequestHandler):
+    """One client's connection, kept alive."""
 
+    protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
     rbufsize = 1 << 16
-    REASONS = {200: 'OK', 204: 'No Content', 206: 'Partial Content', 400: 'Bad Request', 403: 'Forbidden',
-               404: 'Not Found', 409: 'Conflict', 500: 'Internal Server Error', 503: 'Service Unavailable'}
 
-    def handle(self):
-        try:
-            while self._one():
-                pass
-        except (ConnectionError, socket.timeout, ValueError):
-            pass
-
-    def _one(self):
-        line = self.rfile.readline(65537)
-        if not line.strip():
-            return False
-        method, target, version = line.decode('latin-1').split()
-        headers = {}
-        while True:
-            line = self.rfile.readline(65537)
-            if line in (b'\r\n', b'\n', b''):
-                break
-            name, _, value = line.decode('latin-1').partition(':')
-            headers[name.lower()] = value.strip()
-        if headers.get('expect', '').lower() == '100-continue':
-            self.request.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-        request = Request(method, target, headers, self._body(headers), self.connection)
+    def answer(self):
+        """Answer one request."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get('content-length') or 0))
+        if len(body) < int(headers.get('content-length') or 0):
+            return                               # the client went away; half an object is none
+        request = Request(self.command, self.path, headers, body, self.connection)
         try:
             response = self.server.aws.answer(request)
         except Exception:
             traceback.print_exc()
             response = error_response(
                 request, AwsError('InternalFailure', traceback.format_exc(limit=-1), 500))
-        keep = version != 'HTTP/1.0' and headers.get('connection', '').lower() != 'close'
-        self._send(method, response, keep)
-        return keep
+        headers = {name.lower(): value for name, value in response.headers}
+        headers.pop('connection', None)          # moto closes those of S3
+        headers.setdefault('date', self.date_time_string())
+        if self.command != 'HEAD' or 'content-length' not in headers:
+            headers['content-length'] = len(response.body)
+        self.send_response_only(response.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(response.body)
 
-    def _body(self, headers):
-        if headers.get('transfer-encoding', '').lower() != 'chunked':
-            length = int(headers.get('content-length') or 0)
-            body = self.rfile.read(length)
-            if len(body) < length:
-                raise ConnectionError('the client went away')
-            return body
-        parts = []
-        while True:
-            size = int(self.rfile.readline().split(b';')[0], 16)
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-            if not size:
-                return b''.join(parts)
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
 
-    def _send(self, method, response, keep):
-        lines = [f'HTTP/1.1 {response.status} {self.REASONS.get(response.status, "")}',
-                 f'Date: {email.utils.formatdate(usegmt=True)}',
-                 f'Connection: {"keep-alive" if keep else "close"}']
-        has_length = False
-        for name, value in response.headers:
-            if name.lower() not in ('date', 'connection', 'content-length'):
-                lines.append(f'{name}: {value}')
-            elif name.lower() == 'content-length' and method == 'HEAD':
-                lines.append(f'Content-Length: {value}')
-                has_length = True
-        if not has_length and response.status != 204:
-            lines.append(f'Content-Length: {len(response.body)}')
-        head = ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1')
-        if method == 'HEAD' or response.status == 204:
-            self.request.sendall(head)
-        elif len(response.body) < 1 << 16:
-            self.request.sendall(head + response.body)
-        else:
-            self.request.sendall(head)
-            self.request.sendall(response.body)
+    def log_message(self, *_):
+        """Requests are counted, not logged."""
 
 
 class Server(socketserver.ThreadingTCPServer):
     """A thread per connection: enough for a few hundred long polls."""
 
     daemon_threads = True
-    allow_reuse_address = True
     request_queue_size = 512
 
     def handle_error(self, request, client_address):
@@ -226,15 +164,12 @@ def serve(port_file):
           'Jobs have empty folders of their own, but see the files of this machine, which allows no mount '
           'namespace.', flush=True)
     stop, parent = threading.Event(), os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with open(port_file + '.new', 'w', encoding='ascii') as file:
+    with open(port_file, 'w', encoding='ascii') as file:
         file.write(str(server.server_address[1]))
-    os.replace(port_file + '.new', port_file)
-    try:
-        while not stop.wait(1) and os.getppid() == parent:
-            pass
-    except KeyboardInterrupt:                    # by hand; under local.sh a Ctrl-C is the command's
+    while not stop.wait(1) and os.getppid() == parent:
         pass
     server.aws.scheduler.close()
     os._exit(0)                                  # long polls still wait in their threads

@@ -1,13 +1,13 @@
-"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types of
-instances.
+"""The computers of a compute environment. moto starts none for jobs; it knows the sizes of all types.
 
 AWS counts `maxvCpus` by the vCPUs of instances, and goes over it by at most one instance (botocore's model of
 Batch, ComputeResource.maxvCpus). An instance offers jobs less memory than its name says (Batch User Guide,
-"Compute resource memory management"). Which type Batch starts is its own choice; here it is always the
-smallest that holds the job, which wastes the most. An instance goes with its last job. Fargate has none: a
-job counts as itself."""
-import math
+"Compute resource memory management"). Which type Batch starts is its own choice; here it is the smallest that
+holds the job. An instance goes with its last job. Fargate has none: a job counts as itself."""
+import functools
 import uuid
+
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 # MiB that jobs see where somebody has looked; of others the same part as on the poorest of these.
 SEEN = {'m5.large': 7763, 'm5.xlarge': 15575, 'c5.xlarge': 7623, 'r5.xlarge': 31703}
@@ -25,23 +25,17 @@ FARGATE = {0.25: (512, 1024, 2048), 0.5: range(1 * GIB, 4 * GIB + 1, GIB),
 
 
 class Instance:
-    """A running computer: vCPUs and MiB that are free."""
+    """A running computer, and the jobs on it."""
 
     def __init__(self, kind, vcpus, memory):
-        self.id, self.kind, self.vcpus = 'i-' + uuid.uuid4().hex[:17], kind, vcpus
-        self.free_vcpus, self.free_memory, self.jobs = vcpus, memory, set()
+        self.id, self.kind, self.vcpus, self.memory = 'i-' + uuid.uuid4().hex[:17], kind, vcpus, memory
+        self.jobs = set()
 
-    def take(self, job):
-        """Give a job its place."""
-        self.jobs.add(job)
-        self.free_vcpus -= job.vcpus
-        self.free_memory -= job.memory
-
-    def drop(self, job):
-        """The job has ended."""
-        self.jobs.discard(job)
-        self.free_vcpus += job.vcpus
-        self.free_memory += job.memory
+    def has_room(self, job):
+        """Whether the vCPUs and MiB that are free suffice."""
+        jobs = [*self.jobs, job]
+        return (sum(each.vcpus for each in jobs) <= self.vcpus
+                and sum(each.memory for each in jobs) <= self.memory)
 
 
 def is_fargate(environment):
@@ -49,14 +43,13 @@ def is_fargate(environment):
     return 'FARGATE' in environment.compute_resources['type']
 
 
-def types_of(environment):
-    """(vCPUs, MiB for jobs, name) of all types that the environment may start, the smallest first."""
-    from moto.ec2.models.instance_types import INSTANCE_TYPES
-    wanted = environment.compute_resources.get('instanceTypes') or ['optimal']
+@functools.lru_cache(None)
+def types_of(wanted):
+    """(vCPUs, MiB for jobs, name) of all types that these types and families name, the smallest first."""
     families = {family for name in wanted for family in BUNDLES.get(name, [name])}
     found = []
     for name, facts in INSTANCE_TYPES.items():
-        if (name in families or name.partition('.')[0] in families) and not name.endswith('.metal'):
+        if families & {name, name.partition('.')[0]} and not name.endswith('.metal'):
             memory = SEEN.get(name) or int(facts['MemoryInfo']['SizeInMiB'] * FRACTION)
             found.append((facts['VCpuInfo']['DefaultVCpus'], memory, name))
     return sorted(found)
@@ -67,7 +60,6 @@ class Fleet:
 
     def __init__(self, environment):
         self.environment, self.instances = environment, []
-        self.types, self.types_for = [], ()
 
     def used(self):
         """vCPUs that count towards maxvCpus and the account's quota."""
@@ -84,10 +76,10 @@ class Fleet:
             full = self.used() + vcpus > most
         else:
             for instance in self.instances:
-                if instance.free_vcpus >= job.vcpus and instance.free_memory >= job.memory:
+                if instance.has_room(job):
                     return instance, None
-            fitting = next((each for each in self._types()
-                            if each[0] >= job.vcpus and each[1] >= job.memory), None)
+            types = types_of(tuple(self.environment.compute_resources.get('instanceTypes') or ['optimal']))
+            fitting = next((each for each in types if each[0] >= job.vcpus and each[1] >= job.memory), None)
             if fitting is None:
                 return None, ('MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement '
                               '(vCPU/memory/GPU) is higher than that can be met by the CE(s) attached to the '
@@ -102,25 +94,16 @@ class Fleet:
         self.instances.append(Instance(kind, vcpus, memory))
         return self.instances[-1], None
 
-    def _types(self):
-        wanted = self.environment.compute_resources.get('instanceTypes')
-        if self.types_for != wanted:             # the environment may have been changed
-            self.types, self.types_for = types_of(self.environment), wanted
-        return self.types
-
     def leave(self, job, instance):
         """A job has left its instance, which goes when it was the last."""
-        instance.drop(job)
+        instance.jobs.discard(job)
         if not instance.jobs and instance in self.instances:
             self.instances.remove(instance)
 
 
 def check_fargate(vcpus, memory):
     """Words for a pair of vCPUs and MiB that Fargate does not have; None for one it has."""
-    sizes = FARGATE.get(vcpus)
-    if sizes is None:
-        return f'Fargate resource requirements (vCPU: {vcpus:g}) not valid: choose one of {sorted(FARGATE)}'
-    if memory not in sizes:
-        return (f'Fargate resource requirements ({vcpus:g} vCPU, {math.floor(memory)} MiB) not valid: with '
-                f'{vcpus:g} vCPU choose one of {list(sizes)}')
-    return None
+    sizes = FARGATE.get(vcpus, ())
+    return None if memory in sizes else (
+        f'Fargate resource requirements ({vcpus:g} vCPU, {memory} MiB) not valid: choose one of '
+        f'{list(sizes) or sorted(FARGATE)}')

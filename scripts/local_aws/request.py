@@ -1,7 +1,9 @@
 """What a request asks of which service, and how each service writes an error.
 
-moto finds this out again for each service in its own way, after its dispatcher has found out the service;
-IAM, the faults and the counts need it once, before moto is asked at all."""
+moto finds this out again for each service in its own way; IAM, the faults and the counts need it once, before
+moto is asked at all. What the paths and queries of S3 and Batch mean stands in botocore's models of them."""
+import collections
+import functools
 import json
 import re
 import select
@@ -10,86 +12,70 @@ import urllib.parse
 import uuid
 from xml.sax.saxutils import escape
 
+import botocore.session
+
+ERROR = '<Code>{code}</Code><Message>{message}</Message>'
+# As each protocol writes an error in XML; the others write JSON.
+ERRORS = {
+    's3': f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{ERROR}<RequestId>{{id}}</RequestId></Error>',
+    'ec2': f'<Response><Errors><Error>{ERROR}</Error></Errors><RequestID>{{id}}</RequestID></Response>',
+    'query': f'<ErrorResponse><Error><Type>{{side}}</Type>{ERROR}</Error><RequestId>{{id}}</RequestId>'
+             '</ErrorResponse>'}
+
+
+@functools.lru_cache(None)
+def operations_of(service):
+    """Method, pattern of the path, words that must be in query or headers, and name of each operation."""
+    model = botocore.session.get_session().get_service_model(service)
+    found = []
+    for operation in map(model.operation_model, model.operation_names):
+        path, _, query = operation.http['requestUri'].partition('?')
+        words = {word.partition('=')[0] for word in query.split('&')} - {''}
+        for name in operation.input_shape.required_members if operation.input_shape else ():
+            place = operation.input_shape.members[name].serialization
+            words |= {place['name']} if place.get('location') in ('querystring', 'header') else set()
+        pattern = re.sub(r'{\w+}', '[^/]+', re.sub(r'{\w+\+}', '.+', path))
+        if not operation.deprecated:
+            found.append((operation.http['method'], re.compile(pattern + '/?'), words, operation.name))
+    return found
+
 
 class Request:
     """One HTTP request, and what it asks of which service."""
 
     CREDENTIAL = re.compile(r'Credential=([^/,\s]+)/\d+/([^/]+)/([^/]+)/aws4_request')
-    BATCH = {name.lower(): name for name in (
-        'CreateComputeEnvironment', 'DescribeComputeEnvironments', 'DeleteComputeEnvironment',
-        'UpdateComputeEnvironment', 'CreateJobQueue', 'DescribeJobQueues', 'UpdateJobQueue', 'DeleteJobQueue',
-        'RegisterJobDefinition', 'DeregisterJobDefinition', 'DescribeJobDefinitions', 'SubmitJob',
-        'DescribeJobs', 'ListJobs', 'TerminateJob', 'CancelJob')}
-    # S3 says in the query what it wants of a bucket or an object; the rest is plain get, put, delete, list.
-    S3_BUCKET = {'policy': 'BucketPolicy', 'versioning': 'BucketVersioning', 'location': 'BucketLocation',
-                 'encryption': 'BucketEncryption', 'lifecycle': 'BucketLifecycleConfiguration',
-                 'tagging': 'BucketTagging', 'publicAccessBlock': 'PublicAccessBlock', 'acl': 'BucketAcl',
-                 'ownershipControls': 'BucketOwnershipControls'}
 
     def __init__(self, method, target, headers, body, connection=None):
         self.method, self.target, self.headers, self.body = method, target, headers, body
         self.connection = connection
-        path, _, self.query_string = target.partition('?')
+        path, _, query = target.partition('?')
         self.path = urllib.parse.unquote(path)
-        self.query = dict(urllib.parse.parse_qsl(self.query_string, keep_blank_values=True))
+        self.query = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
         self.access_key, self.region, self.service = None, 'us-east-1', 's3'
         signed = self.CREDENTIAL.search(headers.get('authorization', ''))
         if signed:
             self.access_key, self.region, self.service = signed.groups()
-        elif 'X-Amz-Credential' in self.query:
-            self.access_key, _, self.region, self.service = self.query['X-Amz-Credential'].split('/')[:4]
         self.form = {}
         if headers.get('content-type', '').startswith('application/x-www-form-urlencoded'):
             self.form = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
         self.bucket, _, self.key = (self.path[1:].partition('/') if self.service == 's3' else ('', '', ''))
-        self.operation = self._operation()
-        self._parameters = None
+        self.operation = self._operation(path)
 
-    def _operation(self):
-        target = self.headers.get('x-amz-target')
-        if target:
-            return target.rpartition('.')[2]
-        if 'Action' in self.form:
-            return self.form['Action']
-        if self.service == 'batch':
-            name = self.path.rsplit('/', 1)[-1]
-            return self.BATCH.get(name) or {'GET': 'ListTagsForResource', 'POST': 'TagResource',
-                                            'DELETE': 'UntagResource'}[self.method]
-        return self._s3_operation() if self.service == 's3' else self.method
+    def _operation(self, path):
+        """Of those that the path and the words may mean, the one that takes most words."""
+        if 'x-amz-target' in self.headers:
+            return self.headers['x-amz-target'].rpartition('.')[2]
+        if self.service not in ('s3', 'batch'):
+            return self.form.get('Action', self.method)
+        words = {*self.query, *self.headers}
+        found = [(len(wanted), name) for method, pattern, wanted, name in operations_of(self.service)
+                 if method == self.method and wanted <= words and pattern.fullmatch(path)]
+        return max(found, key=lambda item: item[0], default=(0, self.method))[1]
 
-    def _s3_operation(self):
-        verb = self.method.capitalize()
-        if not self.bucket:
-            return 'ListBuckets'
-        if not self.key:
-            for word, name in self.S3_BUCKET.items():
-                if word in self.query:
-                    return verb + name
-            if 'delete' in self.query:
-                return 'DeleteObjects'
-            if verb == 'Get':
-                for word in ('versions', 'uploads'):
-                    if word in self.query:
-                        return {'versions': 'ListObjectVersions', 'uploads': 'ListMultipartUploads'}[word]
-                return 'ListObjectsV2' if 'list-type' in self.query else 'ListObjects'
-            return {'Put': 'CreateBucket', 'Delete': 'DeleteBucket', 'Head': 'HeadBucket'}.get(verb, verb)
-        if 'uploads' in self.query:
-            return 'CreateMultipartUpload'
-        if 'uploadId' in self.query:
-            return {'Put': 'UploadPart', 'Post': 'CompleteMultipartUpload', 'Delete': 'AbortMultipartUpload',
-                    'Get': 'ListParts'}.get(verb, verb)
-        if 'tagging' in self.query:
-            return verb + 'ObjectTagging'
-        return 'CopyObject' if 'x-amz-copy-source' in self.headers else verb + 'Object'
-
-    @property
+    @functools.cached_property
     def parameters(self):
         """The parameters of a JSON request, or the form of a query request."""
-        if self._parameters is None:
-            self._parameters = self.form
-            if not self.form and self.service != 's3' and self.body[:1] == b'{':
-                self._parameters = json.loads(self.body)
-        return self._parameters
+        return json.loads(self.body) if self.service != 's3' and self.body[:1] == b'{' else self.form
 
     def client_is_there(self):
         """Whether the client still waits. AWS hands no message to a connection that has been closed."""
@@ -103,36 +89,25 @@ class Request:
             return False
 
 
-class Response:
-    """Status, headers (a list of pairs) and body of an answer."""
+# Of an answer; the headers are a list of pairs.
+Response = collections.namedtuple('Response', 'status headers body')
 
-    def __init__(self, status=200, headers=(), body=b''):
-        self.status, self.headers, self.body = status, list(headers), body
 
-    @classmethod
-    def of_json(cls, value, status=200, headers=(), content_type='application/x-amz-json-1.0'):
-        """An answer in JSON."""
-        return cls(status, [('Content-Type', content_type), *headers], json.dumps(value).encode())
+def json_response(value, status=200, headers=()):
+    """An answer in JSON."""
+    headers = [('Content-Type', 'application/x-amz-json-1.0'), *headers]
+    return Response(status, headers, json.dumps(value).encode())
 
 
 def error_response(request, error):
     """The error as the protocol of the request's service writes it."""
-    request_id = str(uuid.uuid4())
-    code, message, side = error.code, error.message, 'Sender' if error.status < 500 else 'Receiver'
+    request_id, side = str(uuid.uuid4()), 'Sender' if error.status < 500 else 'Receiver'
     headers = [('x-amzn-RequestId', request_id)]
-    if request.service == 's3':
-        text = ('<?xml version="1.0" encoding="UTF-8"?>\n'
-                f'<Error><Code>{code}</Code><Message>{escape(message)}</Message>'
-                f'<RequestId>{request_id}</RequestId></Error>')
-    elif request.service == 'ec2':
-        text = (f'<Response><Errors><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
-                f'</Errors><RequestID>{request_id}</RequestID></Response>')
-    elif request.form:
-        text = (f'<ErrorResponse><Error><Type>{side}</Type><Code>{code}</Code><Message>{escape(message)}'
-                f'</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>')
-    else:
-        name = code.rpartition('.')[2]
-        shape = {'NonExistentQueue': 'QueueDoesNotExist'}.get(name, name)
-        headers += [('x-amzn-ErrorType', shape), ('x-amzn-query-error', f'{code};{side}')]
-        return Response.of_json({'__type': shape, 'message': message}, error.status, headers)
-    return Response(error.status, [('Content-Type', 'text/xml'), *headers], text.encode())
+    form = ERRORS.get(request.service) or (ERRORS['query'] if request.form else None)
+    if form:
+        text = form.format(code=error.code, message=escape(error.message), id=request_id, side=side)
+        return Response(error.status, [('Content-Type', 'text/xml'), *headers], text.encode())
+    name = error.code.rpartition('.')[2]
+    shape = {'NonExistentQueue': 'QueueDoesNotExist'}.get(name, name)
+    headers += [('x-amzn-ErrorType', shape), ('x-amzn-query-error', f'{error.code};{side}')]
+    return json_response({'__type': shape, 'message': error.message}, error.status, headers)

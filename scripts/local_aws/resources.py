@@ -6,8 +6,16 @@ them, so that an update would make them anew. Roles do not get their managed pol
 network are left behind."""
 import json
 
+from moto.batch import models as batch
+from moto.cloudformation import parsing
+from moto.ec2 import models as ec2
+from moto.iam.models import ManagedPolicy, Role, iam_backends
+from moto.logs.models import LogGroup
+
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.batch import batch_backend
+
+SERVICE_ROLE = 'AWSServiceRoleForBatch'
 
 
 def camel(value, keep=('Options', 'Tags', 'Parameters')):
@@ -17,145 +25,123 @@ def camel(value, keep=('Options', 'Tags', 'Parameters')):
     return [camel(item) for item in value] if isinstance(value, list) else value
 
 
-def install():
-    """Put these in the place of moto's."""
-    plain_resources()
-    batch_resources()
-    other_resources()
+class Plain:
+    """A resource that moto does not know and that need only be there: Ref and GetAtt work."""
+
+    KINDS = 'AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress'
+    create_from_cloudformation_json = classmethod(lambda cls, name, *_, **__: cls(name))
+    update_from_cloudformation_json = classmethod(lambda cls, item, *_: item)
+    is_created = staticmethod(lambda: True)
+    delete = staticmethod(lambda *_: None)
+
+    def __init__(self, name):
+        self.physical_resource_id = name
+
+    def get_cfn_attribute(self, name):
+        """What GetAtt gives."""
+        return f'{self.physical_resource_id}.{name}'
 
 
-def plain_resources():
-    """Types that moto does not know, and that need only be there: Ref and GetAtt work."""
-    from moto.core.common_models import CloudFormationModel
-
-    def create(cls, resource_name, *_, **__):
-        item = cls()
-        item.name = resource_name
-        return item
-
-    # moto finds models among the living subclasses.
-    CloudFormationModel.of_the_local_aws = [type(kind.replace('::', ''), (CloudFormationModel,), {
-        'cloudformation_type': staticmethod(lambda kind=kind: kind),
-        'cloudformation_name_type': staticmethod(lambda: ''),
-        'create_from_cloudformation_json': classmethod(create),
-        'update_from_cloudformation_json': classmethod(lambda cls, item, *_: item),
-        'delete': lambda item, *_: None,
-        'physical_resource_id': property(lambda item: item.name),
-        'has_cfn_attr': classmethod(lambda cls, attr: True),
-        'get_cfn_attribute': lambda item, name: f'{item.name}.{name}'})
-        for kind in ('AWS::S3::BucketPolicy', 'AWS::SQS::QueuePolicy', 'AWS::EC2::SecurityGroupEgress')]
-
-
-def batch_resources():
-    """Optional properties optional, changes in place, definitions with all their settings."""
-    from moto.batch import models
-    from moto.iam.models import iam_backends
-
-    def environment(cls, resource_name, cloudformation_json, account_id, region_name, **_):
-        given = camel(cloudformation_json['Properties'])
-        iam, name = iam_backends[ACCOUNT][PARTITION], 'AWSServiceRoleForBatch'
-        if not any(role.name == name for role in iam.roles.values()):      # AWS makes it by itself
-            iam.create_role(name, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
-        role = given.get('serviceRole') or next(role.arn for role in iam.roles.values() if role.name == name)
-        return batch_backend(region_name).create_compute_environment(
-            resource_name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
-            role, given.get('tags'))
-
-    def change_environment(cls, item, resource_name, cloudformation_json, *_):
-        given = camel(cloudformation_json['Properties'])
+def environment(item, name, given, backend):
+    """Make or change a compute environment. Where it names no role, it has the one of Batch itself."""
+    if item:
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
-
-    def queue(cls, resource_name, cloudformation_json, account_id, region_name, **_):
-        given = camel(cloudformation_json['Properties'])
-        item = batch_backend(region_name).create_job_queue(
-            resource_name, int(given['priority']), None, given.get('state', 'ENABLED'),
-            given['computeEnvironmentOrder'], given.get('tags'))
-        item.limits = given.get('jobStateTimeLimitActions', ())
-        return item
-
-    def change_queue(cls, item, resource_name, cloudformation_json, account_id, region_name):
-        given = camel(cloudformation_json['Properties'])
-        batch_backend(region_name).update_job_queue(
-            item.arn, int(given['priority']), given.get('state', 'ENABLED'), given['computeEnvironmentOrder'],
-            None)
-        item.limits = given.get('jobStateTimeLimitActions', ())
-        return item
-
-    def definition(cls, resource_name, cloudformation_json, account_id, region_name, **_):
-        given = camel(cloudformation_json['Properties'])
-        container = given['containerProperties']
-        for pair in [*container.get('environment', []), *container.get('resourceRequirements', [])]:
-            pair['value'] = str(pair['value'])
-        return batch_backend(region_name).register_job_definition(
-            def_name=resource_name, parameters=given.get('parameters') or {}, _type=given['type'],
-            tags=given.get('tags') or {}, retry_strategy=given.get('retryStrategy') or {},
-            container_properties=container, node_properties=None, eks_properties=None,
-            timeout=given.get('timeout') or {}, propagate_tags=given.get('propagateTags', False),
-            platform_capabilities=given.get('platformCapabilities') or ['EC2'])
-
-    def change_definition(cls, item, *given):
-        item.deregister()                        # a change is a new revision; the old one becomes INACTIVE
-        return definition(cls, *given)
-
-    for model, create, change, remove in (
-            (models.ComputeEnvironment, environment, change_environment,
-             lambda item, _, region: batch_backend(region).delete_compute_environment(item.arn)),
-            (models.JobQueue, queue, change_queue,
-             lambda item, _, region: batch_backend(region).delete_job_queue(item.arn)),
-            (models.JobDefinition, definition, change_definition, lambda item, *_: item.deregister())):
-        model.create_from_cloudformation_json = classmethod(create)
-        model.update_from_cloudformation_json = classmethod(change)
-        model.delete = remove
-        model.has_cfn_attr = classmethod(lambda cls, attr: True)
-        model.get_cfn_attribute = lambda item, name: item.arn
+    role = given.get('serviceRole') or iam_backends[ACCOUNT][PARTITION].get_role(SERVICE_ROLE).arn
+    return backend.create_compute_environment(
+        name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
+        role, given.get('tags'))
 
 
-def other_resources():
-    """Changes and deletions that moto leaves out."""
-    from moto.ec2 import models as ec2
-    from moto.iam.models import ManagedPolicy, Role, iam_backends
-    from moto.logs.models import LogGroup
-    iam = iam_backends[ACCOUNT][PARTITION]
+def queue(item, name, given, backend):
+    """Make or change a job queue."""
+    priority, state, order = int(given['priority']), given.get('state'), given['computeEnvironmentOrder']
+    if item:
+        backend.update_job_queue(item.arn, priority, state, order, None)
+    else:
+        item = backend.create_job_queue(name, priority, None, state or 'ENABLED', order, given.get('tags'))
+    item.limits = given.get('jobStateTimeLimitActions', ())
+    return item
+
+
+def definition(item, name, given, backend):
+    """Make or change a job definition. A change is a new revision; the old one becomes INACTIVE."""
+    if item:
+        item.deregister()
+    container = given['containerProperties']
+    for pair in [*container.get('environment', []), *container.get('resourceRequirements', [])]:
+        pair['value'] = str(pair['value'])
+    return backend.register_job_definition(
+        def_name=name, parameters=given.get('parameters') or {}, _type=given['type'],
+        tags=given.get('tags') or {}, retry_strategy=given.get('retryStrategy') or {},
+        container_properties=container, node_properties=None, eks_properties=None,
+        timeout=given.get('timeout') or {}, propagate_tags=given.get('propagateTags', False),
+        platform_capabilities=given.get('platformCapabilities') or ['EC2'])
+
+
+def install_batch(model, make, remove):
+    """Let a model of Batch's be made or, where there is an item, changed, and removed so."""
+    def change(item, name, template, account, region):
+        return make(item, name, camel(template['Properties']), batch_backend(region))
+    model.create_from_cloudformation_json = classmethod(lambda cls, *given, **_: change(None, *given))
+    model.update_from_cloudformation_json = classmethod(lambda cls, *given: change(*given))
+    model.delete = lambda item, account, region: remove(batch_backend(region), item)
+    model.has_cfn_attr = classmethod(lambda cls, attr: True)
+    model.get_cfn_attribute = lambda item, name: item.arn
+
+
+def attach(role, wanted):
+    """Attach these policies and no others. Those of AWS itself are not here: nothing needs them."""
+    for arn in list(role.managed_policies):
+        role.managed_policies[arn].detach_from(role)
+    for arn in wanted:
+        if ':iam::aws:' not in arn:
+            iam_backends[ACCOUNT][PARTITION].attach_role_policy(arn, role.name)
+    return role
+
+
+def change_role(role, given):
+    """Let a role have the policies that the properties name."""
+    for policy in given.get('Policies', []):
+        role.policies[policy['PolicyName']] = json.dumps(policy['PolicyDocument'])
+    return attach(role, given.get('ManagedPolicyArns', []))
+
+
+def change_policy(policy, given):
+    """Let a policy have another document."""
+    iam_backends[ACCOUNT][PARTITION].create_policy_version(
+        policy.arn, json.dumps(given['PolicyDocument']), 'true')
+
+
+def delete_policy(item, *_):
+    """AWS keeps one that is attached to what is not of the stack."""
+    if item.attachment_count:
+        raise AwsError('DeleteConflict', 'Cannot delete a policy attached to entities.')
+    iam_backends[ACCOUNT][PARTITION].delete_policy(item.arn)
+
+
+def install():
+    """Put these in the place of moto's."""
+    parsing.get_model_map().update(dict.fromkeys(Plain.KINDS, Plain))
+    # AWS makes it by itself.
+    iam_backends[ACCOUNT][PARTITION].create_role(
+        SERVICE_ROLE, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
+    install_batch(batch.ComputeEnvironment, environment,
+                  lambda backend, item: backend.delete_compute_environment(item.arn))
+    install_batch(batch.JobQueue, queue, lambda backend, item: backend.delete_job_queue(item.arn))
+    install_batch(batch.JobDefinition, definition, lambda backend, item: item.deregister())
     moto_make, moto_drop = Role.create_from_cloudformation_json, Role.delete_from_cloudformation_json
-
-    def attach(role, wanted):
-        """Attach these policies and no others. Those of AWS itself are not here: nothing needs them."""
-        for arn in set(role.managed_policies) - set(wanted):
-            role.managed_policies[arn].detach_from(role)
-        for arn in wanted:
-            if arn not in role.managed_policies and ':iam::aws:' not in arn:
-                iam.attach_role_policy(arn, role.name)
-        return role
-
-    def change_role(cls, role, resource_name, cloudformation_json, *_):
-        given = cloudformation_json['Properties']
-        for policy in given.get('Policies', []):
-            role.policies[policy['PolicyName']] = json.dumps(policy['PolicyDocument'])
-        return attach(role, given.get('ManagedPolicyArns', []))
-
-    def change_policy(cls, item, resource_name, cloudformation_json, *_):
-        document = json.dumps(cloudformation_json['Properties']['PolicyDocument'])
-        iam.create_policy_version(item.arn, document, 'true')
-        return item
-
-    def delete_policy(item, *_):
-        if item.attachment_count:                # to what is not of the stack
-            raise AwsError('DeleteConflict', 'Cannot delete a policy attached to entities.')
-        iam.delete_policy(item.arn)
-
-    def change_group(cls, item, resource_name, cloudformation_json, *_):
-        item.retention_in_days = cloudformation_json['Properties'].get('RetentionInDays')
-        return item
-    Role.create_from_cloudformation_json = classmethod(lambda cls, name, given, *where, **more: attach(
-        moto_make(name, given, *where, **more), given['Properties'].get('ManagedPolicyArns', [])))
-    Role.update_from_cloudformation_json = classmethod(change_role)
+    Role.create_from_cloudformation_json = classmethod(lambda cls, name, given, *where, **more: change_role(
+        moto_make(name, given, *where, **more), given['Properties']))
     Role.delete = lambda role, account, region: (attach(role, []), moto_drop(role.name, {}, account, region))
-    ManagedPolicy.update_from_cloudformation_json = classmethod(change_policy)
     ManagedPolicy.delete = delete_policy
+    for model, work in (
+            (Role, change_role), (ManagedPolicy, change_policy),
+            (LogGroup, lambda item, given: setattr(item, 'retention_in_days', given.get('RetentionInDays')))):
+        model.update_from_cloudformation_json = classmethod(
+            lambda cls, item, name, template, *_, work=work: work(item, template['Properties']))
     # AWS's attribute stands for the group and all its streams.
     LogGroup.get_cfn_attribute = lambda group, name: group.arn + ':*'
-    LogGroup.update_from_cloudformation_json = classmethod(change_group)
     for model, work in (
             (ec2.route_tables.RouteTable, lambda backend, item: backend.delete_route_table(item.id)),
             (ec2.internet_gateways.InternetGateway,

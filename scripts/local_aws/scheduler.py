@@ -3,32 +3,29 @@
 - A queue is first in, first out: a job that cannot be placed holds up those behind it. Queues of higher
   priority are served first. The compute environments of a queue are tried in their order.
 - A job that cannot be placed stays RUNNABLE, with Batch's reason as its statusReason where it has one; the
-  queue's JobStateTimeLimitActions cancel it ("Jobs stuck in RUNNABLE" in the Batch User Guide, whose words
-  these are).
+  queue's JobStateTimeLimitActions cancel it (Batch User Guide, "Jobs stuck in RUNNABLE").
 - The parent of an array is PENDING until its last child has ended, and FAILED if one of them failed
   (botocore's model, ListJobsRequest.jobStatus).
 - An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its
-  exit code and the rules say ("Job timeouts"). A job that was told to stop FAILED, though its container may
-  have exited with 0.
-- Where a container's memory is used up, the kernel ends its largest process. The container ends if that was
-  its first.
+  exit code and the rules say ("Job timeouts"). A job that was told to stop FAILED, whatever its exit code.
+- Where memory is used up, the kernel ends the largest process, and the container if that was its first.
 - An instance that is taken away takes all its jobs with it. They have no exit code."""
-import collections
 import os
+import subprocess
 import threading
 import time
 import traceback
-import uuid
 
 from local_aws import ACCOUNT, PARTITION
-from local_aws.batch import ENDED, TIMED_OUT, millis
-from local_aws.containers import CannotStart, Guardian, Task, processes_of
+from local_aws.batch import ENDED, TIMED_OUT, millis, present
+from local_aws.containers import CannotStart, Task, processes_of
 from local_aws.instances import Fleet, is_fargate
 
 STOP_SECONDS = 30                  # between a container's SIGTERM and its SIGKILL
 NOTICE_SECONDS = 120               # between the notice of a Spot interruption and the end of the instance
+# Outlives the server by a moment, and ends the jobs whose folders are still there.
+GUARDIAN = 'cat; for p in "$0"/job-*/.cgroup/cgroup.procs; do [ ! -e "$p" ] || kill -9 -"$(cat "$p")"; done'
 TICK = 0.2                         # seconds between two looks at the running jobs
-MIB = 1 << 20
 
 
 class Scheduler(threading.Thread):
@@ -37,16 +34,16 @@ class Scheduler(threading.Thread):
     def __init__(self, iam, endpoint, images):
         super().__init__(daemon=True, name='scheduler')
         self.iam, self.endpoint, self.images = iam, endpoint, images
-        self.lock = threading.RLock()
-        self.wake = threading.Condition(self.lock)
+        self.lock = threading.Condition()        # notified when there may be something to do
         self.jobs = {}                           # by id, in the order of submission; children included
         self.open = {}                           # those that have not ended
         self.fleets = {}                         # by the ARN of the compute environment
         self.quota = float('inf')                # vCPUs of the account
         self.speed = 1.0                         # time-outs and limits pass so many times faster
         self.failing = []                        # reasons for which the next containers will not start
+        self.guardian = subprocess.Popen(['sh', '-c', GUARDIAN, images.folder], stdin=subprocess.PIPE,
+                                         start_new_session=True)
         self.start_delay = float(os.environ.get('RIOS_AWSBATCH_LOCAL_START_MS') or 0) / 1000
-        self.guardian = Guardian()
 
     # ---- what users and tests ask
 
@@ -57,19 +54,19 @@ class Scheduler(threading.Thread):
                 self.jobs[each.id] = self.open[each.id] = each
                 each.move('PENDING' if each.children else 'RUNNABLE')
                 each.not_before = time.monotonic() + self.start_delay * (each.index or 0)
-            self.wake.notify()
+            self.lock.notify()
 
     def stop(self, job, reason, running_too=True):
         """End a job and its children for that reason."""
         for each in [job, *job.children]:
             if each.status in ENDED or each.task and not running_too:
                 continue
-            each.stop_reason, each.cancelled = reason, not running_too
+            each.stop_reason = reason
             if each.task:
                 each.task.stop(reason, STOP_SECONDS)
             elif not each.children:
                 self._end(each, 'FAILED', reason)
-        self.wake.notify()
+        self.lock.notify()
 
     def interrupt(self, job_id, notice):
         """Take away the instance of a job, with or without a notice to its containers."""
@@ -88,35 +85,28 @@ class Scheduler(threading.Thread):
     def processes(self):
         """The running containers, for the control endpoint."""
         with self.lock:
-            tasks = [job.task for job in self.open.values() if job.task]
-            used = processes_of({task.pid for task in tasks})
-            return [{'jobId': task.job.id, 'status': task.job.status, 'pid': task.pid,
-                     'vcpus': task.job.vcpus, 'rss': sum(used[task.pid].values()),
-                     'instance': task.job.instance.id, 'instanceType': task.job.instance.kind}
-                    for task in tasks]
+            return [{'jobId': job.id, 'status': job.status, 'pid': job.task.pid,
+                     'instance': job.instance.id, 'instanceType': job.instance.kind}
+                    for job in self.open.values() if job.task]
 
     # ---- what happens by itself
 
     def run(self):
         while True:
-            with self.wake:
+            with self.lock:
                 try:
                     self._start_what_fits()
                     self._watch()
                 except Exception:                # a bug here must not stop all jobs silently
                     traceback.print_exc()
-                self.wake.wait(TICK if self.open else None)
+                self.lock.wait(TICK if self.open else None)
 
     def _start_what_fits(self):
-        waiting = collections.defaultdict(list)
-        for job in list(self.open.values()):
-            if job.status == 'RUNNABLE':
-                waiting[job.queue.arn].append(job)
-        now = time.monotonic()
-        for jobs in sorted(waiting.values(), key=lambda jobs: -int(jobs[0].queue.priority)):
-            for job in jobs:
-                if now >= job.not_before and not self._place(job):
-                    break
+        held, now = set(), time.monotonic()
+        waiting = [job for job in self.open.values() if job.status == 'RUNNABLE' and now >= job.not_before]
+        for job in sorted(waiting, key=lambda job: -int(job.queue.priority)):
+            if job.queue.arn not in held and not self._place(job):
+                held.add(job.queue.arn)
 
     def _place(self, job):
         """Start a job where there is room for it; False where it stays and holds up those behind it."""
@@ -127,7 +117,7 @@ class Scheduler(threading.Thread):
                 left = self.quota - sum(each.used() for each in self.fleets.values())
                 instance, why = fleet.place(job, left)
                 if instance:
-                    instance.take(job)
+                    instance.jobs.add(job)
                     job.fleet, job.instance, job.blocked = fleet, instance, None
                     self._start(job)
                     return True
@@ -143,21 +133,16 @@ class Scheduler(threading.Thread):
 
     def _start(self, job):
         job.move('STARTING')
-        ecs = f'arn:{PARTITION}:ecs:{job.backend.region_name}:{ACCOUNT}:'
-        job.container = {}
-        if not is_fargate(job.fleet.environment):
-            job.container['containerInstanceArn'] = (
-                f'{ecs}container-instance/{job.fleet.environment.ecs_name}/{uuid.uuid4().hex}')
+        job.container = {} if is_fargate(job.fleet.environment) else {'containerInstanceArn': (
+            f'arn:{PARTITION}:ecs:{job.backend.region_name}:{ACCOUNT}:container-instance/{job.instance.id}')}
         try:
             if self.failing:
                 raise CannotStart(*self.failing.pop(0))
             job.task = Task(job, self)
         except CannotStart as error:
-            if error.reason:
-                job.container['reason'] = error.reason
+            job.container.update({'reason': error.reason} if error.reason else {})
             self._attempt_over(job, None, error.status_reason)
             return
-        job.container['taskArn'] = f'{ecs}task/{job.fleet.environment.ecs_name}/{job.task.id}'
         job.started = millis()
         job.move('RUNNING')
 
@@ -169,7 +154,7 @@ class Scheduler(threading.Thread):
             limit = task.job.timeout.get('attemptDurationSeconds')
             if task.kill_at is not None and now > task.kill_at:
                 task.kill()
-            elif sum(used[task.pid].values()) > task.job.memory * MIB:
+            elif sum(used[task.pid].values()) > task.job.memory << 20:
                 task.out_of_memory(used[task.pid])
             elif limit and now > task.started + int(limit) / self.speed:
                 task.stop(TIMED_OUT, STOP_SECONDS)
@@ -184,17 +169,15 @@ class Scheduler(threading.Thread):
             if not task.lost:
                 job.container['exitCode'] = code
             self._attempt_over(job, code, job.stop_reason or task.status_reason)
-            self.wake.notify()
+            self.lock.notify()
 
     def _attempt_over(self, job, code, reason):
         was_stopped = job.task is None or job.task.lost or job.task.kill_at is not None
         job.task = None
         job.fleet.leave(job, job.instance)
-        attempt = {'container': {**job.container, 'networkInterfaces': []}, 'stoppedAt': millis(),
-                   'statusReason': reason}
-        if job.started:
-            attempt['startedAt'] = job.started
-        job.attempts.append(attempt)
+        job.attempts.append(present({
+            'container': {**job.container, 'networkInterfaces': []}, 'statusReason': reason,
+            'startedAt': job.started, 'stoppedAt': millis()}))
         if code == 0 and not was_stopped:
             self._end(job, 'SUCCEEDED', reason)
         elif job.may_retry(reason):
@@ -214,10 +197,10 @@ class Scheduler(threading.Thread):
             self.open.pop(parent.id, None)
 
     def close(self):
-        """End all containers. The guardian, which reads the end of its input, ends what is left."""
+        """End all containers, and start no others."""
         with self.lock:
-            for job in list(self.open.values()):
-                if job.task:
-                    job.task.kill()
+            tasks = [job.task for job in self.open.values() if job.task]
             self.open.clear()
-        self.guardian.close()
+            self.guardian.communicate(timeout=10)
+        for task in tasks:
+            task.process.wait(10)
