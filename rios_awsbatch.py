@@ -388,16 +388,20 @@ def _set_class(set_state, known, cls, state):
 
 def pack(data):
     """
-    Compress a pickle of pixels; the same bytes if that does not make them smaller.
+    Compress a pickle of pixels; the same bytes if that does not make them smaller, as a sample shows.
 
     The bytes are sorted by their place in four first, and only runs and frequent bytes are looked for: twice
     as fast as zlib's level 1 on what satellites see, and as small.
     """
-    if len(data) < PACK_BYTES or len(data) > 4 * INLINE_BYTES:
-        return data
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    packed = packer.compress(b''.join(data[place::4] for place in range(4))) + packer.flush()
-    return packed if len(packed) < len(data) else data
+    def packed(data):
+        packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+        return packer.compress(b''.join(data[place::4] for place in range(4))) + packer.flush()
+
+    if PACK_BYTES <= len(data) <= 4 * INLINE_BYTES:
+        sample = data[len(data) // 2:][:PACK_BYTES // 4]
+        if len(packed(sample)) < 0.95 * len(sample):
+            return packed(data)
+    return data
 
 
 def unpack(packed):
@@ -464,7 +468,7 @@ class Channel:
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
         header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed))
-        if packed is not payload:
+        if len(packed) != len(payload):
             header['packed'] = True
         if len(packed) > INLINE_BYTES:
             header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)

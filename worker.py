@@ -489,7 +489,7 @@ class Worker:
     def _hold_loop(self):
         """Keep the calls in hand from being given to others, and see whether the main script lives."""
         beat = self.visibility / 3
-        look = time.monotonic()
+        look = time.monotonic() + self.lease / 4
         while True:
             try:
                 if time.monotonic() >= look:
