@@ -91,7 +91,7 @@ REGION = (os.environ.get('RIOS_AWSBATCH_REGION') or os.environ.get('AWS_REGION')
           os.environ.get('AWS_DEFAULT_REGION') or 'ap-southeast-2')
 
 # How long things may take, in seconds.
-LEASE_SECONDS = 180         # workers stop this long after the main script was last alive
+LEASE_SECONDS = 180         # workers look every quarter of it whether the main script has lived since
 WATCH_SECONDS = 5           # how often the Batch jobs are looked at
 TELL_SECONDS = 300          # how often it is said that no worker is up yet, or that AWS is still away
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
@@ -1174,7 +1174,7 @@ class _Run:
         return sum(self.answered().values())
 
     def _look(self):
-        """See which workers are gone, and start others in their place while there are calls for them."""
+        """Replace the workers that are gone, as far as there are calls for others."""
         asked = list(self.jobs)
         if not self.up:                     # why the first one waits, its child knows
             asked += [job.child(min(set(range(job.size)) - job.ended)) for job in self.jobs.values()
@@ -1541,7 +1541,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     In a ``with`` statement, an exception (Ctrl-C included) stops the workers at once and cancels what is
     outstanding; a normal end waits for all calls. SIGTERM and SIGHUP end the script in the same orderly way,
     unless it handles them itself, or the executor was not made in the main thread. A script that is killed
-    leaves workers that stop by themselves within LEASE_SECONDS.
+    leaves workers that stop by themselves within four minutes.
 
     RIOS: each ``apply()`` in the ``with`` statement uses its workers instead of starting some of its own.
 
