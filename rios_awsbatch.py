@@ -561,8 +561,15 @@ class Channel:
             self.sqs.delete_message_batch(QueueUrl=queue_url, Entries=[
                 {'Id': str(n), 'ReceiptHandle': receipt} for n, receipt in enumerate(some)])
 
+    def give_back(self, messages):
+        """Let others have calls that were received: as new messages, since SQS counts how often one was."""
+        self.send(self.in_queue, [
+            {'MessageBody': message['Body'], 'MessageAttributes': message.get('MessageAttributes', {})}
+            for message in messages])
+        self.delete(self.in_queue, [message['ReceiptHandle'] for message in messages])
+
     def hide(self, receipts, seconds):
-        """Hide calls that were received from other workers for so long; 0 gives them back."""
+        """Hide calls that were received from other workers for so long."""
         for some in batches(receipts, BATCH_ENTRIES):
             self.sqs.change_message_visibility_batch(QueueUrl=self.in_queue, Entries=[
                 {'Id': str(n), 'ReceiptHandle': receipt, 'VisibilityTimeout': seconds}
@@ -978,10 +985,11 @@ class _Run:
                 number = None
                 with contextlib.suppress(Refused):
                     number = self.channel.open('worker', message).get('id')
-                (wanted if number in self.calls else unwanted).append(message['ReceiptHandle'])
+                (wanted if number in self.calls else unwanted).append(message)
                 self.revoked.discard(number)
-            self.persist('taking cancelled calls back', lambda: (
-                self.channel.hide(wanted, 0), self.channel.delete(self.channel.in_queue, unwanted)))
+            self.persist('taking cancelled calls back', lambda: self.channel.give_back(wanted))
+            self.persist('taking cancelled calls back', lambda: self.channel.delete(
+                self.channel.in_queue, [message['ReceiptHandle'] for message in unwanted]))
             if len(wanted) > len(unwanted):
                 break
         self.revoked.clear()

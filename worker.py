@@ -438,7 +438,8 @@ class Worker:
             return self._forget([receipt])
         if header['kind'] == 'stop':
             if self.stopping:           # this one is for another worker
-                self.channel.send(self.channel.in_queue, [as_sent(message)])
+                self.channel.give_back([message])
+                return self.held.pop(receipt)
             self._forget([receipt])
             return self._stop('stop')
         task = Task(header, message)
@@ -466,17 +467,14 @@ class Worker:
             self.changed.notify_all()
 
     def _give_back(self):
-        """
-        Let other workers have the calls that wait for the end of the current one: as new messages, since SQS
-        counts how often one was received.
-        """
+        """Let other workers have the calls that wait for the end of the current one."""
         tasks = list(self.ready)
         self.ready.clear()
         self.changed.release()
         try:
             for task in tasks:
-                self.channel.send(self.channel.in_queue, [as_sent(task.message)])
-                self._forget([task.receipt])
+                self.channel.give_back([task.message])
+                self.held.pop(task.receipt, None)
                 log.info('Gave %s back', task.header['label'])
         finally:
             self.changed.acquire()
@@ -562,15 +560,6 @@ class Worker:
         self.outbox.put(None)
         self.sending.join(5)
         os._exit(EXIT_TERMINATED)
-
-
-def as_sent(message):
-    """A received message as it was sent: its signature holds for another time."""
-    sent = {'MessageBody': message['Body']}
-    if 'MessageAttributes' in message:
-        sent['MessageAttributes'] = {'p': {'DataType': 'Binary',
-                                           'BinaryValue': message['MessageAttributes']['p']['BinaryValue']}}
-    return sent
 
 
 def fail(error):

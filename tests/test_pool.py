@@ -129,6 +129,23 @@ def test_random_kills_lose_no_block_and_give_none_up():
 
 
 @pytest.mark.slow
+def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
+    """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
+    monkeypatch.setattr(rios_awsbatch, 'MAX_RECEIVES', 3)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        long = executor.submit(square, 1, 8)
+        executor.wait_for_workers(1, PATIENCE)
+        wanted = executor.submit(square, 3)
+        for _ in range(6):
+            others = [executor.submit(square, x) for x in range(4)]
+            wait_until(lambda: all(call.sent for call in list(executor._run.calls.values())))
+            for future in others:
+                assert future.cancel()
+            wait_until(lambda: not executor._run.revoked)
+        assert long.result(PATIENCE) == 1
+        assert wanted.result(PATIENCE) == 9
+
+
 def test_idle_workers_come_back_when_there_are_calls_for_them():
     """Three of four end idle while one computes for long; then all four are wanted again."""
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
