@@ -137,6 +137,8 @@ class Computer:
                     'Return arrays, numbers and text; open files and GDAL datasets stay in the '
                     'worker.'.format(label, type(result).__name__, told(error))) from error
         except BaseException as error:      # sys.exit() in the user's function included
+            if os.getpid() != self.pid:     # a fork ends with it, as in any script
+                raise
             return 'error', self.pickled_error(label, error, paths)
 
     @staticmethod
@@ -594,7 +596,7 @@ def how_it_ended(status, no_memory):
     if no_memory:
         return 'it needed more memory than its job has (use smaller blocks, or "scripts/modify.sh --mem")'
     if status < 0:
-        name = signal.Signals(-status).name
+        name = {each: each.name for each in signal.Signals}.get(-status, 'signal {}'.format(-status))
         crash = name in ('SIGSEGV', 'SIGBUS', 'SIGABRT', 'SIGILL', 'SIGFPE')
         return 'the process that computed it was ended by {}{}'.format(
             name, ' (a crash in compiled code)' if crash else '')

@@ -468,6 +468,20 @@ def test_child_that_is_terminated_at_once_ends(tmp_path):
         '''), 'fine')
 
 
+def test_child_that_a_function_forks_answers_no_call(executor):
+    """However it ends: what it raises or returns is not taken for the result of its parent."""
+    def tile(n):
+        pid = os.fork()
+        if pid == 0:
+            if n % 3 == 0:
+                raise LookupError(n)
+            if n % 3 == 1:
+                sys.exit(7)
+            return -n
+        return n, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert list(executor.map(tile, range(9))) == [(n, (1, 7, 0)[n % 3]) for n in range(9)]
+
+
 def test_child_of_the_main_script_may_have_a_run_of_its_own(tmp_path):
     ends_well(main_script(tmp_path, '''
         import multiprocessing
