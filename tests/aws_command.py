@@ -19,7 +19,9 @@ import tempfile
 import traceback
 
 # What `aws` is; as the one of scripts/local.sh, it tells awscli AWS_ENDPOINT_URL, which that overlooks for SQS.
-CLIENT = '''#!{python} -IS
+# The second line is for the shell: the name of a Python may have spaces, or be too long for the first.
+CLIENT = '''#!/bin/sh
+"exec" "{python}" "-IS" "$0" "$@"
 import array, json, os, socket, sys
 endpoint = os.environ.get('AWS_ENDPOINT_URL')
 words = (['--endpoint-url', endpoint] if endpoint else []) + sys.argv[1:]
