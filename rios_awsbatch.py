@@ -100,8 +100,8 @@ ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS w
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
-MAX_FUTILE = 10             # the run breaks off when so many workers in a row, for each of them, were killed
-EXIT_KILLED = (137, 143)    # of a job that was ended by SIGKILL or SIGTERM
+MAX_KILLED = 10             # a run of n workers breaks off when n + 10 times so many were killed in a row
+FAILED_COUNTS = 4           # ... where one that ended otherwise counts for so many
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
@@ -242,7 +242,7 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
     Args:
         service (str): boto3's name for it, as in 'sqs'.
         requests (collections.Counter): counts the requests made, by operation.
-        session (boto3.session.Session): whose credentials it uses; default: one of its own.
+        session (boto3.session.Session): whose credentials it uses; default: boto3's own.
         region (str): the AWS region.
         attempts (int): how often a request is made that fails.
     """
@@ -257,7 +257,7 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **checksums)
-    client = (session or boto3.session.Session()).client(service, region_name=region, config=config)
+    client = (session or boto3).client(service, region_name=region, config=config)
     if requests is not None:
         def count(event_name, **kwargs):
             requests[event_name.partition('.')[2]] += 1
@@ -388,7 +388,7 @@ def _set_class(set_state, known, cls, state):
 
 def pack(data):
     """
-    Compress a pickle of pixels; the same bytes if that does not make them smaller, as a sample shows.
+    Compress a pickle of pixels; the same bytes if that does not make them smaller, or not a sample of them.
 
     The bytes are sorted by their place in four first, and only runs and frequent bytes are looked for: twice
     as fast as zlib's level 1 on what satellites see, and as small.
@@ -397,11 +397,11 @@ def pack(data):
         packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
         return packer.compress(b''.join(data[place::4] for place in range(4))) + packer.flush()
 
-    if PACK_BYTES <= len(data) <= 4 * INLINE_BYTES:
-        sample = data[len(data) // 2:][:PACK_BYTES // 4]
-        if len(packed(sample)) < 0.95 * len(sample):
-            return packed(data)
-    return data
+    middle = len(data) // 2
+    sample = data[middle:middle + PACK_BYTES // 4]
+    if not PACK_BYTES <= len(data) <= 4 * INLINE_BYTES or len(packed(sample)) > 0.95 * len(sample):
+        return data
+    return min(data, packed(data), key=len)
 
 
 def unpack(packed):
@@ -468,7 +468,7 @@ class Channel:
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
         header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed))
-        if len(packed) != len(payload):
+        if packed is not payload:
             header['packed'] = True
         if len(packed) > INLINE_BYTES:
             header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)
@@ -569,7 +569,7 @@ class Channel:
         self.delete(self.in_queue, [message['ReceiptHandle'] for message in messages])
 
     def hide(self, receipts, seconds):
-        """Hide calls that were received from other workers for so long."""
+        """Hide received calls from other workers for so long; 0 gives them back, and SQS counts it."""
         for some in batches(receipts, BATCH_ENTRIES):
             self.sqs.change_message_visibility_batch(QueueUrl=self.in_queue, Entries=[
                 {'Id': str(n), 'ReceiptHandle': receipt, 'VisibilityTimeout': seconds}
@@ -724,9 +724,10 @@ class _Run:
         self.quiet = set()                  # those that have said why they end
         self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
         self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
-        self.started = self.lost = self.futile = self.awaited = 0
+        self.started = self.lost = self.awaited = 0
+        self.killed = self.failed = 0       # workers that have ended since the last answer
         self.tell_after = TELL_SECONDS
-        self.seen_up = self.failed = self.doomed = self.closing = self.hurry = False
+        self.seen_up = self.doomed = self.closing = self.hurry = False
         self.broken = self.told = None
         self.channel = None
         self.ended = threading.Event()      # the threads stop
@@ -798,6 +799,7 @@ class _Run:
 
     def share(self, data):
         """Put bytes into the run's folder, once; the token by which a worker finds them."""
+        self._check_open()
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self.stored:
             self.persist('storing what all blocks share', lambda: self.channel.s3.put_object(
@@ -865,9 +867,6 @@ class _Run:
 
     def submit(self, function, fn, args, kwargs):
         """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
-        if self.pid != os.getpid():
-            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes '
-                               'one of its own.'.format(self.pid))
         self._check_open()
         try:
             digest, data = function or self.pickled(fn)
@@ -894,6 +893,9 @@ class _Run:
         return future
 
     def _check_open(self):
+        if self.pid != os.getpid():
+            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes '
+                               'one of its own.'.format(self.pid))
         if self.broken:
             raise BrokenAWSBatchExecutor(self.broken)
         if self.closing:
@@ -1089,7 +1091,7 @@ class _Run:
         for line in header.get('output', ()):
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
         if self._settle(call, result, error, tally, header.get('worker')):
-            self.futile = 0
+            self.killed = self.failed = 0
             self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
                       collected=time.time(), **times)
@@ -1165,7 +1167,8 @@ class _Run:
                     call, wait = self.wake.get(timeout=wait), 0
                     if call is not None:
                         call.claim()            # nobody else settles it; those who wait for it are told
-                        self.revoked.update([call.id] if call.sent else [])
+                        if call.sent:
+                            self.revoked.add(call.id)
             call = None
             if self.revoked:
                 self._take_back()
@@ -1199,9 +1202,10 @@ class _Run:
                 self.up.pop(worker, None)
                 if ended:
                     job.ended.add(index)
-                    killed = _was_killed(child)
-                    self.failed = self.failed or not killed
-                    self.futile += 1 if killed else 4
+                    if _was_killed(child):
+                        self.killed += 1
+                    else:
+                        self.failed += 1
                 if worker not in self.quiet:
                     why = _how_ended(child) if ended else 'AWS Batch starts it again'
                     self.ends.append((why, job.child(index)))
@@ -1211,12 +1215,13 @@ class _Run:
         for why, workers in reasons.items():
             self._lost(workers, why)
         alive = sum(job.size - len(job.ended) for job in self.jobs.values())
-        # The more of them end without an answer, the more are started for the few calls that are left.
-        missing = min(self.workers, max(len(self.calls) + self.futile, self.awaited)) - alive
+        # The more of them are killed without an answer, the more are started for the few calls that are left.
+        missing = min(self.workers, max(len(self.calls) + self.killed, self.awaited)) - alive
         never = self.failed and not (alive or self.seen_up)
+        futile = self.killed + FAILED_COUNTS * self.failed
         if missing > 0 and never and not self.doomed:
             self.doomed = True              # a first answer may still be on its way, so look twice
-        elif missing > 0 and (never or self.futile > MAX_FUTILE * (self.workers + 10)):
+        elif missing > 0 and (never or futile > MAX_KILLED * (self.workers + 10)):
             self.break_off('No worker of run {} is left, with {} calls outstanding. {}'.format(
                 self.id, len(self.calls), self._how_workers_ended()))
         elif missing > 0:
@@ -1274,8 +1279,9 @@ class _Run:
             container = self.batch.describe_jobs(jobs=[self.ends[-1][1]])['jobs'][0]['container']
             group = container['logConfiguration']['options']['awslogs-group']
             stream, lines, token = container['logStreamName'], [], {}
+            logs = self.channel.client('logs')
             for _ in range(10):             # a page may be empty though there are more
-                page = self.channel.client('logs').get_log_events(
+                page = logs.get_log_events(
                     logGroupName=group, logStreamName=stream, limit=20, startFromHead=False, **token)
                 lines = ['\n    ' + event['message'] for event in page['events']] + lines
                 if len(lines) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
@@ -1386,13 +1392,14 @@ class _Run:
 
 
 _ENDED = ('SUCCEEDED', 'FAILED')
+_EXIT_KILLED = (137, 143)       # 128 + SIGKILL, SIGTERM
 
 
 def _was_killed(job):
     """Whether a job was ended from outside, so that the next one may fare better."""
     container = job.get('container', {})
     return 'Host EC2' in job.get('statusReason', '') or (
-        container.get('exitCode') in EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
+        container.get('exitCode') in _EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
 
 
 def _how_ended(job):

@@ -432,16 +432,20 @@ def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_p
     ends_well(main_script(tmp_path, '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
             assert executor.submit(pow, 2, 3).result() == 8
+            requests = executor.stats()['requests']
             pid = os.fork()
             if pid == 0:
                 try:
-                    for attempt in (lambda: executor.submit(pow, 2, 3), lambda: list(executor.map(abs, [1]))):
+                    for attempt in (lambda: executor.submit(pow, 2, 3), lambda: list(executor.map(abs, [1])),
+                                    lambda: list(executor.map(lambda x, large=bytes(100_000): x, [1]))):
                         try:
                             attempt()
                             os._exit(1)
                         except RuntimeError as error:
                             print(error, flush=True)
                     executor.shutdown()
+                    if executor.stats()['requests'] > requests + 5:     # the parent may have made some before
+                        os._exit(1)
                 finally:
                     os._exit(0)
             assert os.waitpid(pid, 0)[1] == 0

@@ -128,6 +128,28 @@ def test_random_kills_lose_no_block_and_give_none_up():
     assert_nothing_left(executor.run)
 
 
+def test_worker_that_is_killed_before_it_is_up_is_replaced():
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        future = executor.submit(square, 3)
+        wait_until(lambda: pids(executor.run))
+        os.kill(pids(executor.run)[0], signal.SIGKILL)
+        assert executor.stats()['workers_up'] == 0
+        assert future.result(PATIENCE) == 9
+        assert executor.stats()['replaced'] == 1
+
+
+def test_last_call_has_more_workers_the_more_of_them_were_killed():
+    """With one for one call, kills that come faster than a worker computes would never let it be answered."""
+    with rios_awsbatch.AWSBatchExecutor(4) as executor:
+        executor.wait_for_workers(4, PATIENCE)
+        future = executor.submit(square, 3, 8)
+        for pid in pids(executor.run):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: executor.stats()['workers_up'] == 4 and executor.stats()['lost'] == 4)
+        assert future.result(PATIENCE) == 9
+        assert executor.stats()['replaced'] == 4
+
+
 @pytest.mark.slow
 def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
     """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
