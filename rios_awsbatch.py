@@ -1762,9 +1762,8 @@ def _known_rios():
         yield
     except (AttributeError, ImportError, KeyError, TypeError) as error:
         *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        ours = innermost.f_code.co_filename == __file__
-        if not ours and not str(getattr(error, 'name', '')).startswith('rios.'):
-            raise           # RIOS itself stumbles over something, or is not in the worker's image
+        if innermost.f_code.co_filename != __file__:
+            raise           # RIOS itself stumbles over something
         import rios
         raise AWSBatchException('RIOS {} has changed what rios_awsbatch {} builds on: {!r}. Get a newer one, '
                                 'or RIOS 2.0.9.'.format(rios.__version__, __version__, error)) from error
@@ -1772,34 +1771,31 @@ def _known_rios():
 
 class _Function:
     """
-    A user function with all that is the same for its blocks. It travels once, and workers keep it.
-
-    Each block starts with the caller's otherArgs. One that does not change it leaves it to the next.
+    What computes blocks: the user function, with all that is the same for them. It travels once, and workers
+    keep it. Each block starts with the caller's otherArgs; one that does not change it leaves it to the next.
     """
-    def __init__(self, executor, userFunction, otherArgs):
-        with contextlib.suppress(AttributeError):
-            del otherArgs.otherArgsList         # of an earlier apply()
-        self.__name__, self.userFunction = _name(userFunction), userFunction
-        self.token = self.args = None
-        self.given = None if otherArgs is None else executor.share(_pickled(otherArgs, 'otherArgs'))
-
-    def __reduce__(self):       # once as it is, and with each block where that is
-        return (_kept, (self.token,)) if self.token else (copyreg.__newobj__, (type(self),), vars(self))
+    given = args = None         # token of what the caller gave, and what the next block gets: (otherArgs,)
 
     def call(self, *params):
         """Call the user function; the pickle of otherArgs if that has changed, else None."""
-        if self.given is None:
-            self.userFunction(*params)
-            return None
         if self.args is None:
-            self.args = pickle.loads(shared(self.given))
+            self.args = pickle.loads(shared(self.given)) if self.given else ()
             self.digest = _digest(self.args)
         args, self.args = self.args, None
-        self.userFunction(*params, args)
+        self.userFunction(*params, *args)
         if _digest(args) != self.digest:
-            return _pickled(args, 'otherArgs, as the user function leaves it,')
+            return _pickled(args[0], 'otherArgs, as the user function leaves it,')
         self.args = args
         return None
+
+
+def _digest(thing):
+    """A digest of what would travel, without a copy of the arrays in it."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(Exception):        # _pickled() says why
+        digest.update(cloudpickle.dumps(
+            thing, protocol=5, buffer_callback=lambda buffer: digest.update(buffer.raw())))
+    return digest.digest()
 
 
 @functools.lru_cache(maxsize=2)
@@ -1807,16 +1803,8 @@ def _kept(token):
     return pickle.loads(shared(token))
 
 
-def _digest(thing):
-    """A digest of what would travel, without a copy of the arrays in it; None if it cannot travel."""
-    buffers = []
-    try:
-        digest = hashlib.sha256(cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append))
-    except Exception:
-        return None
-    for buffer in buffers:
-        digest.update(buffer.raw())
-    return digest.digest()
+def _compute(token, *args):
+    return _kept(token)(*args)
 
 
 class _Apply:
@@ -1825,14 +1813,14 @@ class _Apply:
     that the executor has, and the copies of otherArgs that they changed.
     """
     def __init__(self, workers, **options):
-        own, usable = None, [each for each in _entered if not (each._run.closing or each._run.broken)]
-        if usable and options:
-            raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
-                             'AWSBatchExecutor" around apply().'.format(', '.join(options)))
-        if not usable:
-            own = AWSBatchExecutor(workers, **options)
-        self.executor = own or usable[-1]
-        self.blocks, self.copies, self.function = {}, {}, None      # future to block, block to copy
+        usable = [each for each in _entered if not (each._run.closing or each._run.broken)]
+        known = [] if usable else inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
+        for name in set(options).difference(known):
+            raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
+                ', '.join(known) or 'nothing inside "with AWSBatchExecutor"', name))
+        own = None if usable else AWSBatchExecutor(workers, **options)
+        self.executor, self.userFunction = own or usable[-1], None
+        self.blocks, self.copies = {}, {}       # future to block, in the order of submit(); block to copy
         # By itself too, as RIOS does not tell a job manager that something else has failed.
         self.end = weakref.finalize(self, self._end, own, self.blocks)
 
@@ -1843,13 +1831,21 @@ class _Apply:
         for future in list(blocks):
             future.cancel()
 
-    def begin(self, function, otherArgs):
-        self.function, self.otherArgs = function, otherArgs
-        function.token = self.executor.share(_pickled(function, 'The function {}'.format(function.__name__)))
+    def begin(self, function, userFunction, otherArgs):
+        """Take a _Function and what the caller gave to the workers."""
+        with contextlib.suppress(AttributeError):
+            del otherArgs.otherArgsList         # of an earlier apply()
+        if otherArgs is not None:
+            function.given = self.executor.share(_pickled((otherArgs,), 'otherArgs'))
+        self.userFunction = function.userFunction = userFunction
+        self.otherArgs, name = otherArgs, _name(userFunction)
+        token = self.executor.share(_pickled(function, 'The function {}'.format(name)))
+        self.compute = functools.partial(_compute, token)
+        self.compute.__name__ = name            # for messages
 
     def submit(self, block, *args):
         """Send a block, which is anything that sorts; its future."""
-        future = self.executor.submit(self.function, *args)
+        future = self.executor.submit(self.compute, *args)
         self.blocks[future] = block
         return future
 
@@ -1896,7 +1892,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 
     def __init__(self, numSubJobs):
         self.numSubJobs, self.tempdir = numSubJobs, '.'
-        self._run, self._rounds = _Apply(numSubJobs), collections.deque()     # of jobs not gathered
+        self._run = _Apply(numSubJobs)
 
     def runSubJobs(self, function, fnInputs):
         """
@@ -1907,12 +1903,12 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         raised, from its traceback there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
         """
         try:
-            self._rounds.append([self.startOneJob(function, jobInfo) for jobInfo in fnInputs])
-            outputs, last = [], fnInputs[-1]
-            more = type(last).__module__ == 'rios.applier' and not last.info.isLastBlock()
-            while len(self._rounds) > (ROUNDS_AHEAD if more else 0):
-                outputs += self.gatherAllOutputs(self._rounds.popleft())
-            return outputs
+            for jobInfo in fnInputs:
+                self.startOneJob(function, jobInfo)
+            jobs, last = list(self._run.blocks), fnInputs[-1]
+            if type(last).__module__ == 'rios.applier' and not last.info.isLastBlock():
+                jobs = jobs[:-ROUNDS_AHEAD * len(fnInputs)]
+            return self.gatherAllOutputs(jobs)
         except BaseException:
             self._run.end()
             raise
@@ -1921,14 +1917,11 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         """Send one block; a job (Future) for gatherAllOutputs()."""
         jobInfo = copy.copy(jobInfo.prepareForPickling())
         otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
-        if self._run.function is None or self._run.function.userFunction is not userFunc:
-            self._run.begin(_Rios1Function(self._run.executor, userFunc, otherArgs), otherArgs)
+        if self._run.userFunction is not userFunc:
+            self._run.begin(_Rios1Function(), userFunc, otherArgs)
         info = getattr(jobInfo, 'info', None)
         block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
         return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
-
-    def waitOnJobs(self, jobIDlist):
-        """Nothing: gatherAllOutputs() waits."""
 
     def gatherAllOutputs(self, jobIDlist):
         """Wait for jobs; their outputs, in the order of the list. Raises as :meth:`runSubJobs`."""
@@ -1938,7 +1931,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
         self._run.end()
-        if self._rounds:
+        if self._run.blocks:
             raise AWSBatchException('RIOS has ended, but some of the last blocks are not written.')
         self._run.give_copies()
 
@@ -1946,9 +1939,6 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 # ---------------------------------------------------------------------------------------------
 # RIOS 2: a compute-worker manager
 # ---------------------------------------------------------------------------------------------
-
-_RiosBlock = collections.namedtuple('Block', 'top left nrows ncols')
-
 
 def _is_remote(file):
     """Whether a worker can read a file of RIOS as well as the main script can."""
@@ -1958,25 +1948,22 @@ def _is_remote(file):
 
 class _Rios2Function(_Function):
     """Computes a block of RIOS 2 in a worker. `inputs` is None when the worker reads it."""
-    def __init__(self, executor, given):
-        super().__init__(executor, given['userFunction'], given['otherArgs'])
+    threads = None
+
+    def __init__(self, given):
         self.infiles, self.allInfo, self.grid = given['infiles'], given['allInfo'], given['workinggrid']
-        self.controls, self.threads = copy.copy(given['controls']), None
-        self.controls.concurrency = copy.copy(self.controls.concurrency)
-        self.controls.concurrency.numReadWorkers = self.controls.concurrency.numReadWorkers or 1
+        self.controls = copy.copy(given['controls'])
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
         from osgeo import osr           # of vectors in allInfo; GDAL does not know how to pickle it
         copyreg.pickle(osr.SpatialReference, lambda system: (
             osr.SpatialReference, (system.ExportToWkt(['FORMAT=WKT2']),), system.GetAxisMappingStrategy(),
             None, None, osr.SpatialReference.SetAxisMappingStrategy))
 
-    def __call__(self, block, inputs):
-        from osgeo import gdal
-        gdal.UseExceptions()        # as in applier.apply()
+    def __call__(self, label, blockDefn, inputs):
         with _known_rios():
             from rios.readerinfo import makeReaderInfo
-            from rios.structures import ApplierBlockDefn, BlockAssociations, Timers
-            blockDefn, outputs, timings = ApplierBlockDefn(*block), BlockAssociations(), Timers()
+            from rios.structures import BlockAssociations, Timers
+            outputs, timings = BlockAssociations(), Timers()
             if inputs is None:
                 with timings.interval('reading'):
                     inputs = self.read(blockDefn)
@@ -1989,7 +1976,7 @@ class _Rios2Function(_Function):
         from rios.structures import BlockAssociations, RasterizationMgr, TempfileManager
         if self.threads is None:
             self.threads = concurrent.futures.ThreadPoolExecutor(self.controls.concurrency.numReadWorkers)
-            self.opened = threading.local()         # GDAL objects must not be shared by threads
+            self.opened = collections.defaultdict(dict)     # by thread: GDAL objects must not be shared
             self.rasterizeMgr, self.tmpfileMgr = RasterizationMgr(), TempfileManager(None)
         inputs, files = BlockAssociations(self.infiles), list(self.infiles)
         for file, array in zip(files, self.threads.map(functools.partial(self.read_one, blockDefn), files)):
@@ -1999,9 +1986,8 @@ class _Rios2Function(_Function):
     def read_one(self, blockDefn, file):
         from rios.imagereader import readBlockOneFile
         try:
-            cache = vars(self.opened).setdefault('cache', {})
-            return readBlockOneFile(blockDefn, *file, cache, self.controls, self.tmpfileMgr,
-                                    self.rasterizeMgr, self.grid, self.allInfo)
+            return readBlockOneFile(blockDefn, *file, self.opened[threading.get_ident()], self.controls,
+                                    self.tmpfileMgr, self.rasterizeMgr, self.grid, self.allInfo)
         except RuntimeError as error:
             if _is_remote(file):
                 raise
@@ -2019,8 +2005,8 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
 
     def __init__(self):
-        self.run = self.buffer = self.readers = self.timings = None
-        self.outObjList, self.answers = [], queue.SimpleQueue()     # (blockDefn, future) when done
+        self.outObjList, self.ending = [], contextlib.ExitStack()
+        self.answers = queue.SimpleQueue()      # futures that are done
 
     def startWorkers(self, numWorkers=None, **given):
         """
@@ -2029,97 +2015,82 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         worker was up within computeBarrierTimeout, or when RIOS has changed too much.
         """
         style = given['controls'].concurrency
-        try:
-            self.run = _Apply(numWorkers, **self._options(style))
+        for name, usual in vars(type(style)()).items():
+            if ('Buffer' in name or name == 'haveSharedTemp') and getattr(style, name) != usual:
+                log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
+        with self.ending:       # RIOS ends it after an Exception, but not when the script is interrupted
+            self.run = _Apply(numWorkers, **(getattr(style, 'computeWorkerExtraParams', None) or {}))
+            self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
+            self.ending.callback(self.run.end)
             with _known_rios():
                 self._start(style, given)
             if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
                 raise AWSBatchException('No worker was up within {} seconds (computeBarrierTimeout). {}'
                                         .format(style.computeBarrierTimeout, RUNNABLE_CAUSES))
-        except BaseException:
-            self.shutdown()         # RIOS does it for an Exception, but not when the script is interrupted
-            raise
+            self.ending = self.ending.pop_all()
 
     def _start(self, style, given):
         from rios.structures import Timers
-        self.timings, self.exceptionQue, self.buffer = Timers(), given['exceptionQue'], given['inBlockBuffer']
-        self.run.begin(_Rios2Function(self.run.executor, given), given['otherArgs'])
+        self.timings, self.exceptionQue, buffer = Timers(), given['exceptionQue'], given['inBlockBuffer']
+        self.outObjList.append(self.timings)
+        style.numReadWorkers = style.numReadWorkers or 1
         if style.computeWorkersRead == 'auto' and not all(map(_is_remote, given['infiles'])):
-            self._read_here(given)
-        if self.buffer is not None:     # RIOS would give up when nothing is taken from it for some seconds
-            self.buffer.insertTimeout, self.buffer.popTimeout = None, 0
+            buffer = self._read_here(**given)
+        if buffer is None:
+            blocks = iter(given['blockList'])
+            self.take = lambda: (next(blocks), None)
+        else:               # RIOS would give up when nothing is taken from it for some seconds
+            buffer.insertTimeout, buffer.popTimeout, self.take = None, 0, buffer.popNextBlock
+            self.ending.callback(self._drain, buffer)
+        self.run.begin(_Rios2Function(given), given['userFunction'], given['otherArgs'])
         given['outBlockBuffer'].popNextBlock                        # RIOS takes the next block to write ...
         given['outBlockBuffer'].popNextBlock = self._next_block     # ... from us
-        self.left, self.most = collections.deque(given['blockList']), 4 * self.run.executor.stats()['workers']
         self._send()
 
-    @staticmethod
-    def _options(style):
-        """Look at the parameters of a ConcurrencyStyle; options of AWSBatchExecutor (dict)."""
-        options, usual = getattr(style, 'computeWorkerExtraParams', None) or {}, type(style)()
-        known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
-        for name in set(options).difference(known):
-            raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
-                ', '.join(known), name))
-        for name in ('haveSharedTemp', 'readBufferInsertTimeout', 'readBufferPopTimeout',
-                     'computeBufferInsertTimeout', 'computeBufferPopTimeout'):
-            if getattr(style, name, None) != getattr(usual, name, None):
-                log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
-        return options
-
-    def _read_here(self, given):
-        """Have RIOS read in the main script, as it does for computeWorkersRead=False."""
+    def _read_here(self, infiles, blockList, allInfo, controls, tmpfileMgr, workinggrid, **given):
+        """Have RIOS read in the main script, as it does for computeWorkersRead=False; the buffer."""
         from rios.imagereader import ReadWorkerMgr
         from rios.structures import BlockBuffer, RasterizationMgr
-        controls, readers = self.run.function.controls, ReadWorkerMgr()
-        self.buffer = BlockBuffer(given['infiles'], controls.concurrency.numReadWorkers, None, 0, 'read')
-        readers.startReadWorkers(
-            given['blockList'], given['infiles'], given['allInfo'], controls, given['tmpfileMgr'],
-            RasterizationMgr(), given['workinggrid'], self.buffer, self.timings, self.exceptionQue)
-        self.readers = readers
+        buffer = BlockBuffer(infiles, controls.concurrency.numReadWorkers, None, 0, 'read')
+        readers = ReadWorkerMgr()
+        readers.startReadWorkers(blockList, infiles, allInfo, controls, tmpfileMgr, RasterizationMgr(),
+                                 workinggrid, buffer, self.timings, self.exceptionQue)
+        self.ending.callback(readers.shutdown)
+        return buffer
+
+    def _drain(self, buffer):
+        buffer.insertTimeout = 1        # readers would wait for room for ever
+        with contextlib.suppress(Exception):
+            while True:
+                buffer.popNextBlock()
 
     def _send(self):
-        """Send blocks while there is room; whether the readers are ahead of the workers."""
+        """Send the blocks that there are, while there is room."""
         from rios.rioserrors import TimeoutError
-        while self.left and len(self.run.blocks) < self.most:
-            blockDefn, inputs = self.left[0], None
-            if self.buffer is not None:
-                try:
-                    blockDefn, inputs = self.buffer.popNextBlock()      # does not wait
-                except TimeoutError:
-                    return False
-            self.left.popleft()
-            block = _RiosBlock(blockDefn.top, blockDefn.left, blockDefn.nrows, blockDefn.ncols)
-            self.run.submit(block, block, inputs).add_done_callback(
-                lambda future, blockDefn=blockDefn: self.answers.put((blockDefn, future)))
-        return True
+        with contextlib.suppress(StopIteration, TimeoutError):
+            while len(self.run.blocks) < 4 * self.run.executor._run.workers:
+                blockDefn, inputs = self.take()         # does not wait
+                label = 'block at {0.top}, {0.left}'.format(blockDefn)
+                self.run.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
 
     def _next_block(self):
         """What RIOS writes next (blockDefn, outputs). On an error it raises the first in exceptionQue."""
         from rios.structures import WorkerErrorRecord
         while True:
             try:
-                blockDefn, future = self.answers.get(timeout=1 if self._send() else 0.02)
+                self._send()
+                future = self.answers.get(timeout=0.02)     # then the readers may have more
+                blockDefn = self.run.blocks[future]
                 outputs, timings = self.run.result(future)
-                break
+                self.timings.merge(timings)
+                return blockDefn, outputs
             except queue.Empty:
                 if self.exceptionQue.qsize():       # of RIOS's readers
                     raise AWSBatchException('A block could not be read.') from None
             except Exception as error:
                 self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
                 raise
-        self.timings.merge(timings)
-        return blockDefn, outputs
 
     def shutdown(self):
         """End the run. RIOS calls this after the last block, and after any error."""
-        if self.buffer is not None:         # readers would wait for room in it for ever
-            self.buffer.insertTimeout, self.buffer.popTimeout = 1, 0
-            with contextlib.suppress(Exception):
-                while True:
-                    self.buffer.popNextBlock()
-        if self.readers is not None:
-            self.readers.shutdown()
-        if self.run is not None:
-            self.run.end()
-            self.outObjList = self.run.give_copies() + [self.timings]
+        self.ending.close()
