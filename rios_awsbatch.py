@@ -1744,7 +1744,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
 
 # ---------------------------------------------------------------------------------------------
-# RIOS 1.4: a job manager; first what it shares with RIOS 2
+# RIOS 1.4: a job manager, RIOS 2: a compute-worker manager; first what they share
 # ---------------------------------------------------------------------------------------------
 
 def _from_rios(module, name):
@@ -1770,29 +1770,30 @@ def _known_rios():
 
 
 class _Function:
-    """
-    What computes blocks: the user function, with all that is the same for them. It travels once, and workers
-    keep it. Each block starts with the caller's otherArgs; one that does not change it leaves it to the next.
-    """
+    """Computes blocks of RIOS 1.4. It travels once, and workers keep it, with otherArgs until one changes."""
     given = args = None         # token of what the caller gave, and what the next block gets: (otherArgs,)
 
+    def __call__(self, label, jobInfo):
+        params = jobInfo.getFunctionParams()
+        changed = self.call(*params)
+        return jobInfo.getFunctionResult(params), changed
+
     def call(self, *params):
-        """Call the user function; the pickle of otherArgs if that has changed, else None."""
+        """Call the user function; (otherArgs,) if it has changed them, else ()."""
         if self.args is None:
             self.args = pickle.loads(shared(self.given)) if self.given else ()
             self.digest = _digest(self.args)
         args, self.args = self.args, None
         self.userFunction(*params, *args)
-        if _digest(args) != self.digest:
-            return _pickled(args[0], 'otherArgs, as the user function leaves it,')
-        self.args = args
-        return None
+        if _digest(args) == self.digest:
+            self.args, args = args, ()
+        return args
 
 
 def _digest(thing):
     """A digest of what would travel, without a copy of the arrays in it."""
     digest = hashlib.sha256()
-    with contextlib.suppress(Exception):        # _pickled() says why
+    with contextlib.suppress(Exception):        # who pickles the result says why
         digest.update(cloudpickle.dumps(
             thing, protocol=5, buffer_callback=lambda buffer: digest.update(buffer.raw())))
     return digest.digest()
@@ -1808,10 +1809,7 @@ def _compute(token, *args):
 
 
 class _Apply:
-    """
-    One apply(): its executor, which is that of the innermost with statement or one of its own, the blocks
-    that the executor has, and the copies of otherArgs that they changed.
-    """
+    """One apply(): its executor, or that of the innermost with statement, its blocks, what they changed."""
     def __init__(self, workers, **options):
         usable = [each for each in _entered if not (each._run.closing or each._run.broken)]
         known = [] if usable else inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
@@ -1820,16 +1818,16 @@ class _Apply:
                 ', '.join(known) or 'nothing inside "with AWSBatchExecutor"', name))
         own = None if usable else AWSBatchExecutor(workers, **options)
         self.executor, self.userFunction = own or usable[-1], None
-        self.blocks, self.copies = {}, {}       # future to block, in the order of submit(); block to copy
-        # By itself too, as RIOS does not tell a job manager that something else has failed.
-        self.end = weakref.finalize(self, self._end, own, self.blocks)
+        self.copies = {}                        # of otherArgs, by block
+        self.blocks = blocks = {}               # by future, in the order of submit()
 
-    @staticmethod
-    def _end(own, blocks):
-        if own:
-            own.shutdown(cancel_futures=True)
-        for future in list(blocks):
-            future.cancel()
+        def end():
+            if own:
+                own.shutdown(cancel_futures=True)
+            for future in list(blocks):
+                future.cancel()
+        # By itself too, as RIOS does not tell a job manager that something else has failed.
+        self.end = weakref.finalize(self, end)
 
     def begin(self, function, userFunction, otherArgs):
         """Take a _Function and what the caller gave to the workers."""
@@ -1838,26 +1836,23 @@ class _Apply:
         if otherArgs is not None:
             function.given = self.executor.share(_pickled((otherArgs,), 'otherArgs'))
         self.userFunction = function.userFunction = userFunction
-        self.otherArgs, name = otherArgs, _name(userFunction)
-        token = self.executor.share(_pickled(function, 'The function {}'.format(name)))
-        self.compute = functools.partial(_compute, token)
-        self.compute.__name__ = name            # for messages
+        self.otherArgs = otherArgs
+        token = self.executor.share(_pickled(function, 'The function {}'.format(_name(userFunction))))
+        self.compute = self.executor._run.pickled(functools.partial(_compute, token))
 
     def submit(self, block, *args):
         """Send a block, which is anything that sorts; its future."""
-        future = self.executor.submit(self.compute, *args)
+        future = self.executor._run.submit(self.compute, self.userFunction, args, {})
         self.blocks[future] = block
         return future
 
     def result(self, future):
         result, changed = future.result()
         block = self.blocks.pop(future)
-        if changed is not None:
-            if not self.copies:
-                log.warning('The user function changes otherArgs. Each block has a copy of its own, and what '
-                            'apply() was given stays as it is. The changed copies will be in the list '
-                            'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
-            self.copies[block] = pickle.loads(changed)
+        if changed and not self.copies:
+            log.warning('The user function changes otherArgs, of which each block has a copy. All will be in '
+                        'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
+        self.copies.update((block, each) for each in changed)
         return result
 
     def give_copies(self):
@@ -1873,17 +1868,9 @@ class _Apply:
 _from_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
 
 
-class _Rios1Function(_Function):
-    def __call__(self, label, jobInfo):
-        params = jobInfo.getFunctionParams()
-        changed = self.call(*params)
-        return jobInfo.getFunctionResult(params), changed
-
-
 class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     """
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
-
     setNumThreads(n) means n workers, which compute all blocks; in ``with AWSBatchExecutor(n):``, those do.
     Each block starts with the caller's otherArgs; the copies that the user function changed are in the list
     otherArgs.otherArgsList when apply() returns, in the order of the blocks. Raises as AWSBatchExecutor.
@@ -1897,10 +1884,9 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     def runSubJobs(self, function, fnInputs):
         """
         Compute a round of blocks (fnInputs, a RIOS JobInfo for each); a list of outputs, in order.
-
-        RIOS writes blocks in the order in which it gets them. So apply() is given them ROUNDS_AHEAD rounds
-        later, and all with its last round: workers always have a next block. Raises what the user function
-        raised, from its traceback there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
+        RIOS writes them in that order, so it gets those of ROUNDS_AHEAD rounds ago, and all with its last
+        round: workers always have a next block. Raises what the user function raised, from its traceback
+        there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
         """
         try:
             for jobInfo in fnInputs:
@@ -1918,7 +1904,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         jobInfo = copy.copy(jobInfo.prepareForPickling())
         otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
         if self._run.userFunction is not userFunc:
-            self._run.begin(_Rios1Function(), userFunc, otherArgs)
+            self._run.begin(_Function(), userFunc, otherArgs)
         info = getattr(jobInfo, 'info', None)
         block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
         return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
@@ -1936,10 +1922,6 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         self._run.give_copies()
 
 
-# ---------------------------------------------------------------------------------------------
-# RIOS 2: a compute-worker manager
-# ---------------------------------------------------------------------------------------------
-
 def _is_remote(file):
     """Whether a worker can read a file of RIOS as well as the main script can."""
     return any(mark in file[2] for mark in (
@@ -1948,11 +1930,9 @@ def _is_remote(file):
 
 class _Rios2Function(_Function):
     """Computes a block of RIOS 2 in a worker. `inputs` is None when the worker reads it."""
-    threads = None
-
     def __init__(self, given):
         self.infiles, self.allInfo, self.grid = given['infiles'], given['allInfo'], given['workinggrid']
-        self.controls = copy.copy(given['controls'])
+        self.controls, self.threads = copy.copy(given['controls']), None
         self.controls.progress = self.controls.loggingstream = None     # they belong to the main script
         from osgeo import osr           # of vectors in allInfo; GDAL does not know how to pickle it
         copyreg.pickle(osr.SpatialReference, lambda system: (
@@ -1961,39 +1941,38 @@ class _Rios2Function(_Function):
 
     def __call__(self, label, blockDefn, inputs):
         with _known_rios():
-            from rios.readerinfo import makeReaderInfo
-            from rios.structures import BlockAssociations, Timers
-            outputs, timings = BlockAssociations(), Timers()
+            from rios import readerinfo, structures
+            outputs, timings = structures.BlockAssociations(), structures.Timers()
             if inputs is None:
                 with timings.interval('reading'):
                     inputs = self.read(blockDefn)
-            info = makeReaderInfo(self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
+            info = readerinfo.makeReaderInfo(
+                self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
         with timings.interval('userfunction'):
             changed = self.call(info, inputs, outputs)
         return (outputs, timings), changed
 
     def read(self, blockDefn):
-        from rios.structures import BlockAssociations, RasterizationMgr, TempfileManager
+        from rios import imagereader, structures
+        inputs = structures.BlockAssociations(self.infiles)
         if self.threads is None:
             self.threads = concurrent.futures.ThreadPoolExecutor(self.controls.concurrency.numReadWorkers)
             self.opened = collections.defaultdict(dict)     # by thread: GDAL objects must not be shared
-            self.rasterizeMgr, self.tmpfileMgr = RasterizationMgr(), TempfileManager(None)
-        inputs, files = BlockAssociations(self.infiles), list(self.infiles)
-        for file, array in zip(files, self.threads.map(functools.partial(self.read_one, blockDefn), files)):
-            inputs[file[:2]] = array
-        return inputs
+            self.managers = structures.TempfileManager(None), structures.RasterizationMgr()
 
-    def read_one(self, blockDefn, file):
-        from rios.imagereader import readBlockOneFile
-        try:
-            return readBlockOneFile(blockDefn, *file, self.opened[threading.get_ident()], self.controls,
-                                    self.tmpfileMgr, self.rasterizeMgr, self.grid, self.allInfo)
-        except RuntimeError as error:
-            if _is_remote(file):
-                raise
-            raise AWSBatchException(
-                'A worker cannot read "{}" ({}): it has none of the files of your computer. Put it on S3, or '
-                'leave computeWorkersRead out, and the main script reads.'.format(file[2], error)) from error
+        def read_one(file):
+            try:
+                inputs[file[:2]] = imagereader.readBlockOneFile(
+                    blockDefn, *file, self.opened[threading.get_ident()], self.controls, *self.managers,
+                    self.grid, self.allInfo)
+            except RuntimeError as error:
+                if _is_remote(file):
+                    raise
+                raise AWSBatchException(
+                    'A worker cannot read "{}" ({}), as it has none of your files. Put it on S3, or leave '
+                    'computeWorkersRead out: then the main script reads.'.format(file[2], error)) from error
+        list(self.threads.map(read_one, self.infiles))
+        return inputs
 
 
 class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerManager')):
@@ -2003,10 +1982,6 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
-
-    def __init__(self):
-        self.outObjList, self.ending = [], contextlib.ExitStack()
-        self.answers = queue.SimpleQueue()      # futures that are done
 
     def startWorkers(self, numWorkers=None, **given):
         """
@@ -2018,58 +1993,55 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         for name, usual in vars(type(style)()).items():
             if ('Buffer' in name or name == 'haveSharedTemp') and getattr(style, name) != usual:
                 log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
-        with self.ending:       # RIOS ends it after an Exception, but not when the script is interrupted
+        with contextlib.ExitStack() as self.ending:     # when the script is interrupted, RIOS does not end it
             self.run = _Apply(numWorkers, **(getattr(style, 'computeWorkerExtraParams', None) or {}))
-            self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
             self.ending.callback(self.run.end)
             with _known_rios():
-                self._start(style, given)
+                self._start(style, **given)
             if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
                 raise AWSBatchException('No worker was up within {} seconds (computeBarrierTimeout). {}'
                                         .format(style.computeBarrierTimeout, RUNNABLE_CAUSES))
             self.ending = self.ending.pop_all()
 
-    def _start(self, style, given):
-        from rios.structures import Timers
-        self.timings, self.exceptionQue, buffer = Timers(), given['exceptionQue'], given['inBlockBuffer']
-        self.outObjList.append(self.timings)
+    def _start(self, style, *, inBlockBuffer, outBlockBuffer, exceptionQue, **given):
+        from rios import structures
+        self.timings, self.exceptionQue = structures.Timers(), exceptionQue
+        self.outObjList, self.answers = [self.timings], queue.SimpleQueue()     # futures that are done
+        self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
         style.numReadWorkers = style.numReadWorkers or 1
-        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, given['infiles'])):
-            buffer = self._read_here(**given)
-        if buffer is None:
-            blocks = iter(given['blockList'])
-            self.take = lambda: (next(blocks), None)
-        else:               # RIOS would give up when nothing is taken from it for some seconds
-            buffer.insertTimeout, buffer.popTimeout, self.take = None, 0, buffer.popNextBlock
-            self.ending.callback(self._drain, buffer)
+        self.ready = self._inputs(style, inBlockBuffer, **given)
         self.run.begin(_Rios2Function(given), given['userFunction'], given['otherArgs'])
-        given['outBlockBuffer'].popNextBlock                        # RIOS takes the next block to write ...
-        given['outBlockBuffer'].popNextBlock = self._next_block     # ... from us
+        outBlockBuffer.popNextBlock                         # RIOS takes the next block to write ...
+        outBlockBuffer.popNextBlock = self._next_block      # ... from us
         self._send()
 
-    def _read_here(self, infiles, blockList, allInfo, controls, tmpfileMgr, workinggrid, **given):
-        """Have RIOS read in the main script, as it does for computeWorkersRead=False; the buffer."""
-        from rios.imagereader import ReadWorkerMgr
-        from rios.structures import BlockBuffer, RasterizationMgr
-        buffer = BlockBuffer(infiles, controls.concurrency.numReadWorkers, None, 0, 'read')
-        readers = ReadWorkerMgr()
-        readers.startReadWorkers(blockList, infiles, allInfo, controls, tmpfileMgr, RasterizationMgr(),
-                                 workinggrid, buffer, self.timings, self.exceptionQue)
-        self.ending.callback(readers.shutdown)
-        return buffer
+    def _inputs(self, style, buffer, infiles, blockList, allInfo, controls, tmpfileMgr, workinggrid, **given):
+        """Blocks with their inputs, or None where workers read; RIOS's TimeoutError when none is there."""
+        from rios import imagereader, structures
+        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, infiles)):    # then RIOS reads here
+            buffer = structures.BlockBuffer(infiles, style.numReadWorkers, None, 0, 'read')
+            readers = imagereader.ReadWorkerMgr()
+            readers.startReadWorkers(
+                blockList, infiles, allInfo, controls, tmpfileMgr, structures.RasterizationMgr(), workinggrid,
+                buffer, self.timings, self.exceptionQue)
+            self.ending.callback(readers.shutdown)
+        if buffer is None:
+            return zip(blockList, itertools.repeat(None))
+        buffer.insertTimeout, buffer.popTimeout = None, 0   # RIOS gives up when it is full for some seconds
+        self.ending.callback(self._drain, buffer)
+        return iter(buffer.popNextBlock, None)
 
     def _drain(self, buffer):
         buffer.insertTimeout = 1        # readers would wait for room for ever
         with contextlib.suppress(Exception):
-            while True:
-                buffer.popNextBlock()
+            list(self.ready)
 
     def _send(self):
         """Send the blocks that there are, while there is room."""
         from rios.rioserrors import TimeoutError
-        with contextlib.suppress(StopIteration, TimeoutError):
-            while len(self.run.blocks) < 4 * self.run.executor._run.workers:
-                blockDefn, inputs = self.take()         # does not wait
+        room = 4 * self.run.executor._run.workers - len(self.run.blocks)
+        with contextlib.suppress(TimeoutError):
+            for blockDefn, inputs in itertools.islice(self.ready, room):
                 label = 'block at {0.top}, {0.left}'.format(blockDefn)
                 self.run.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
 
