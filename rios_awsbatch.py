@@ -186,13 +186,7 @@ def is_expired(error):
 
 
 def explain(error, doing):
-    """
-    Turn an exception of botocore into an :class:`AWSBatchException` that a user can act on.
-
-    Args:
-        error: a BotoCoreError or ClientError.
-        doing (str): what was being done, as in 'reading the stack outputs'.
-    """
+    """An :class:`AWSBatchException` that a user can act on, for one of botocore while `doing` something."""
     code, exceptions = error_code(error), botocore.exceptions
     if isinstance(error, exceptions.ProfileNotFound):
         text = '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'
@@ -210,11 +204,7 @@ def explain(error, doing):
     elif code in _THROTTLED:
         text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, '
                 'another program in the same account makes too many requests.')
-    elif isinstance(error, exceptions.InvalidRegionError) or (
-            isinstance(error, exceptions.EndpointConnectionError) and not _is_region(REGION)):
-        text = ('There is no AWS region "' + REGION + '" ({}). Set RIOS_AWSBATCH_REGION, for instance to '
-                'ap-southeast-2.')
-    elif isinstance(error, _CONNECTION_ERRORS):
+    elif isinstance(error, (exceptions.InvalidRegionError, *_CONNECTION_ERRORS)):
         text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that '
                 'RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.')
     else:
@@ -223,29 +213,12 @@ def explain(error, doing):
         doing, STACK_NAME, REGION, text.format(error)))
 
 
-@functools.lru_cache
-def _is_region(name):
-    import boto3
-    session = boto3.session.Session()
-    return any(name in session.get_available_regions('batch', partition)
-               for partition in session.get_available_partitions())
-
-
 # ---------------------------------------------------------------------------------------------
 # The stack
 # ---------------------------------------------------------------------------------------------
 
 def make_client(service, requests=None, session=None, region=REGION, attempts=8):
-    """
-    A boto3 client that is patient with AWS, and good for many threads.
-
-    Args:
-        service (str): boto3's name for it, as in 'sqs'.
-        requests (collections.Counter): counts the requests made, by operation.
-        session (boto3.session.Session): whose credentials it uses; default: boto3's own.
-        region (str): the AWS region.
-        attempts (int): how often a request is made that fails.
-    """
+    """A boto3 client for many threads, patient with AWS; `requests` (Counter) counts what it asks for."""
     import boto3
     import botocore.config
     # What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
@@ -259,20 +232,14 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
         **checksums)
     client = (session or boto3).client(service, region_name=region, config=config)
     if requests is not None:
-        def count(event_name, **kwargs):
-            requests[event_name.partition('.')[2]] += 1
-        client.meta.events.register('before-send.' + service, count)
+        client.meta.events.register('before-send.' + service, lambda event_name, **kwargs: requests.update(
+            [event_name.partition('.')[2]]))
     return client
 
 
 def getStackOutputs():
     """
-    Return the outputs of the CloudFormation stack, which name everything a run uses.
-
-    The stack is $RIOS_AWSBATCH_STACK in $RIOS_AWSBATCH_REGION.
-
-    Returns:
-        dict: output name (str) to value (str), as ``batch.yaml`` describes them.
+    Return the outputs of the stack, which name everything a run uses (dict of str), as ``batch.yaml`` says.
 
     Raises:
         AWSBatchException: there is no such stack, it is not ready, it is not one of ours, or AWS
@@ -311,8 +278,6 @@ def getStackOutputs():
 def _require_image(stack):
     """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
     repository = stack.get('BatchECR', '').rpartition('/')[2]
-    if not repository:
-        return
     try:
         make_client('ecr').describe_images(
             repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
@@ -359,31 +324,20 @@ def _cached(wrapped, parameters):
 
 class _Pickler(cloudpickle.CloudPickler):
     dispatch_table = collections.ChainMap(
-        {type(_is_region): _reduce_cached}, cloudpickle.CloudPickler.dispatch_table)
+        {type(_cached(len, {})): _reduce_cached}, cloudpickle.CloudPickler.dispatch_table)
 
 
 class _Results(pickle.Unpickler):
     """Unpickles results. A class of the script that comes back with one stays as it is here."""
     def __init__(self, file):
         super().__init__(file)
-        self.known = []
+        self.known = set(cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.keyrefs())
 
     def find_class(self, module, name):
-        found = super().find_class(module, name)
-        ours = {'_make_skeleton_class': _make_class, '_class_setstate': _set_class}.get(name)
-        of_cloudpickle = module == 'cloudpickle.cloudpickle' and ours
-        return functools.partial(ours, found, self.known) if of_cloudpickle else found
-
-
-def _make_class(make, known, *args):
-    is_known = args[4] in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-    made = make(*args)
-    known.extend([made] * is_known)
-    return made
-
-
-def _set_class(set_state, known, cls, state):
-    return cls if any(cls is each for each in known) else set_state(cls, state)
+        found, known = super().find_class(module, name), self.known     # the unpickler keeps what it gives
+        if (module, name) != ('cloudpickle.cloudpickle', '_class_setstate'):
+            return found
+        return lambda cls, state: cls if weakref.ref(cls) in known else found(cls, state)
 
 
 def pack(data):
@@ -425,14 +379,6 @@ class Channel:
     direction and the SHA-256 of the payload. So a payload that was forged, cut short, or taken from another
     run is refused before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the
     run's folder, which the header names.
-
-    Args:
-        run (str): the run id.
-        key (bytes): the secret key of the run.
-        bucket (str): name of the stack's bucket.
-        in_queue (str): URL of the queue with calls for the workers.
-        out_queue (str): URL of the queue with answers for the main script.
-        region (str): AWS region of all three.
     """
     def __init__(self, run, key, bucket, in_queue, out_queue, region):
         self.run, self.key, self.bucket, self.region = run, key, bucket, region
@@ -455,21 +401,13 @@ class Channel:
 
     def seal(self, to, header, payload=b''):
         """
-        Make a message; a large payload is put in the bucket.
-
-        Args:
-            to (str): 'main' or 'worker', who may open it.
-            header (dict): 'kind', and what else goes into JSON.
-            payload (bytes): a pickle.
-
-        Returns:
-            (dict, dict): the message, as :meth:`send` takes it, and its complete header.
+        A message that 'main' or 'worker' may open, and its complete header (dict, dict). The header has a
+        'kind', and what else goes into JSON; the payload is a pickle, and put in the bucket if it is large.
         """
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
-        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed))
-        if packed is not payload:
-            header['packed'] = True
+        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed),
+                      packed=packed is not payload)
         if len(packed) > INLINE_BYTES:
             header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)
             self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=packed)
@@ -483,12 +421,7 @@ class Channel:
         return message, header
 
     def open(self, to, message):
-        """
-        Check a message that was received; its header (dict).
-
-        Raises:
-            Refused: this run did not make it, or not for `to`.
-        """
+        """Check a message that was received; its header. Refused where this run has made none such."""
         signature, _, text = message['Body'].partition('\n')
         if not hmac.compare_digest(signature.encode(), self.sign(text).encode()):
             raise Refused('its signature is wrong')
@@ -498,18 +431,13 @@ class Channel:
         return header
 
     def payload(self, header, message):
-        """
-        The pickle (bytes) that belongs to a message and the header that :meth:`open` gave.
-
-        Raises:
-            Refused: it is not the one that was signed.
-        """
+        """The pickle of a message with this header (bytes). Refused where it is not what was signed."""
         if 'object' in header:
             data = self.fetch(header['object'], header['sha256'])
         else:
             data = _checked(message.get('MessageAttributes', {}).get('p', {}).get('BinaryValue', b''),
                             header['sha256'], 'its payload')
-        return unpack(data) if header.get('packed') else data
+        return unpack(data) if header['packed'] else data
 
     def fetch(self, name, digest):
         """Read an object whose SHA-256 is known (bytes)."""
@@ -517,8 +445,7 @@ class Channel:
             try:
                 data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
                 return _checked(data, digest, 'object ' + name)
-            except (botocore.exceptions.IncompleteReadError, botocore.exceptions.ReadTimeoutError,
-                    botocore.exceptions.ResponseStreamingError):
+            except (botocore.exceptions.IncompleteReadError, *_CONNECTION_ERRORS):
                 if attempt == 5:
                     raise
             except botocore.exceptions.ClientError as error:
@@ -527,7 +454,7 @@ class Channel:
                 raise
 
     def blob(self, digest):
-        """Where what all calls share lies: a function, or what was given to AWSBatchExecutor.share()."""
+        """Where something that calls share lies: a function, for instance."""
         return '{}shared-{}'.format(self.folder, digest)
 
     def send(self, queue_url, messages):
@@ -557,9 +484,7 @@ class Channel:
 
     def delete(self, queue_url, receipts):
         """Delete received messages, given their receipt handles (any number)."""
-        for some in batches(receipts, BATCH_ENTRIES):
-            self.sqs.delete_message_batch(QueueUrl=queue_url, Entries=[
-                {'Id': str(n), 'ReceiptHandle': receipt} for n, receipt in enumerate(some)])
+        self._each(self.sqs.delete_message_batch, queue_url, receipts)
 
     def give_back(self, messages):
         """Let others have calls that were received: as new messages, since SQS counts how often one was."""
@@ -570,10 +495,14 @@ class Channel:
 
     def hide(self, receipts, seconds):
         """Hide received calls from other workers for so long; 0 gives them back, and SQS counts it."""
+        self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
+                   VisibilityTimeout=seconds)
+
+    @staticmethod
+    def _each(request, queue_url, receipts, **more):
         for some in batches(receipts, BATCH_ENTRIES):
-            self.sqs.change_message_visibility_batch(QueueUrl=self.in_queue, Entries=[
-                {'Id': str(n), 'ReceiptHandle': receipt, 'VisibilityTimeout': seconds}
-                for n, receipt in enumerate(some)])
+            request(QueueUrl=queue_url, Entries=[
+                dict(more, Id=str(n), ReceiptHandle=receipt) for n, receipt in enumerate(some)])
 
 
 def _checked(data, digest, what):
@@ -604,13 +533,10 @@ def versions():
 
 def mismatch(main, worker):
     """
-    Say why pickles cannot travel between two sets of :func:`versions`.
+    A sentence on why pickles cannot travel between two sets of :func:`versions`; None where they can.
 
     Functions travel as bytecode, which is that of one minor version of Python. numpy 2 renamed the
     module that arrays are unpickled with; 1.26 knows both names. The rest is our own protocol.
-
-    Returns:
-        str: one sentence, or None where they fit.
     """
     def parts(found, name, count):
         return [int(part) for part in found[name].split('.')[:count]]
@@ -627,18 +553,8 @@ def mismatch(main, worker):
     return None
 
 
-def shared(token):
-    """
-    In a worker: what the main script has given to :meth:`AWSBatchExecutor.share`.
-
-    It is fetched once, and kept by the process that computes the blocks.
-
-    Args:
-        token (str): what share() has returned.
-
-    Returns:
-        bytes
-    """
+def _shared(token):
+    """In a worker: what _Run.share() has stored (bytes). It is fetched once."""
     return sys.modules['__main__'].shared(token)        # worker.py
 
 
@@ -682,33 +598,32 @@ class _Run:
     What an executor has on AWS, and the threads here that serve it; see the top of the module for its life.
 
     Threads refer to the run and not to its executor, so that an executor that is dropped ends its run.
-
-    Args:
-        workers (int): how many there are to be while calls are outstanding.
-        initializer (tuple or None): a function and its arguments, called first by each process that computes.
-        job (dict): parameters for batch:SubmitJob.
-        overrides (dict): its containerOverrides.
     """
-
-    def __init__(self, workers, initializer=None, job=None, overrides=None):
-        self.workers, self.job, self.overrides = workers, job or {}, overrides or {}
+    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition):
         self.pid, self.began = os.getpid(), time.time()
         self.id = '{}-{}'.format(time.strftime('%Y%m%dT%H%M%S', time.gmtime()), secrets.token_hex(4))
         # A stack name has no underscore, so these names never begin with another stack's.
         self.name = '{}_{}'.format(STACK_NAME, self.id)
         self.report = _open_report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
-        self.start_timeout = _start_timeout()
+        self.start_timeout, self.tell_after = _start_timeout(), TELL_SECONDS
         if len(STACK_NAME) > STACK_NAME_CHARS:
             raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for '
                                     'the names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
         self.stack = getStackOutputs()
         most = int(self.stack['BatchMaxJobs'])
-        self.workers = workers = workers or most
-        if workers > most:
+        self.workers, self.vcpus = workers or most, vcpus or self.stack.get('BatchVCPUS')
+        if self.workers > most:
             log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will '
                         'wait. "scripts/modify.sh --maxjobs %d" raises that.',
-                        workers, STACK_NAME, most, workers)
+                        self.workers, STACK_NAME, most, self.workers)
         _require_image(self.stack)
+        self.job = {'jobName': self.name, 'jobQueue': self.stack['BatchProcessingJobQueueName'],
+                    'jobDefinition': job_definition or self.stack['BatchProcessingJobDefinitionName']}
+        if timeout:
+            self.job['timeout'] = {'attemptDurationSeconds': timeout}
+        needs = [{'type': kind, 'value': str(value)}
+                 for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
+        self.overrides = {'resourceRequirements': needs} if needs else {}
         self.calls = {}                     # the outstanding calls by id
         self.ids = itertools.count(1)
         self.outbox = queue.SimpleQueue()   # calls in the order in which they were submitted; None ends it
@@ -723,29 +638,30 @@ class _Run:
         self.starts = set()                 # all of them that there were
         self.quiet = set()                  # those that have said why they end
         self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
-        self.tallies = [collections.Counter() for _ in range(COLLECTORS)]      # calls answered, by worker
+        self.answers = []                   # the worker of each call that is answered
         self.started = self.lost = self.awaited = 0
         self.killed = self.failed = 0       # workers that have ended since the last answer
-        self.tell_after = TELL_SECONDS
-        self.seen_up = self.doomed = self.closing = self.hurry = False
+        self.doomed = self.closing = self.hurry = False
         self.broken = self.told = None
-        self.channel = None
+        self.channel, self.writers = None, []       # threads that write objects
         self.ended = threading.Event()      # the threads stop
         self.clean = threading.Event()      # nothing is left
         try:
-            self._start(initializer)
+            self._start(initializer, memory)
         except BaseException as error:
             self._clean_up(orderly=False)
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from error
             raise
-        loops = [self._keep, self._renew, self._send] + [self._prepare] * PREPARERS + [
-            functools.partial(self._collect, tally) for tally in self.tallies]
-        for loop in loops:
-            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True).start()
+        threads = [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+                   for loop in (self._renew, *[self._prepare] * PREPARERS, self._send, self._keep,
+                                *[self._collect] * COLLECTORS)]
+        self.writers = threads[:1 + PREPARERS]
+        for thread in threads:
+            thread.start()
         _runs.add(self)
 
-    def _start(self, initializer):
+    def _start(self, initializer, memory):
         self.channel = Channel(
             self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
         self.batch = self.channel.client('batch')
@@ -766,33 +682,22 @@ class _Run:
             'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
             'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
         self.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME, region=REGION,
-                  inline_bytes=INLINE_BYTES, vcpus=self._vcpus(), memory=self._need('MEMORY'))
+                  inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory)
         self.opened = time.monotonic()
         self._start_workers(self.workers)
-
-    def _need(self, kind):
-        """What this run asks for instead of the stack's (str), or None."""
-        needs = self.overrides.get('resourceRequirements', ())
-        return next((need['value'] for need in needs if need['type'] == kind), None)
-
-    def _vcpus(self):
-        return self._need('VCPU') or self.stack.get('BatchVCPUS')
 
     def _start_workers(self, count):
         """Submit a job for so many workers: the first ones, and those in place of others that are gone."""
         environment = dict(self.environment, RIOSFirst=str(self.started))
         array = {'arrayProperties': {'size': count}} if count > 1 else {}
-        submitted = self.batch.submit_job(
-            jobName=self.name, jobQueue=self.stack['BatchProcessingJobQueueName'],
-            containerOverrides=dict(self.overrides, environment=[
-                {'name': name, 'value': value} for name, value in environment.items()]),
-            **dict({'jobDefinition': self.stack['BatchProcessingJobDefinitionName']}, **array, **self.job))
+        submitted = self.batch.submit_job(**self.job, **array, containerOverrides=dict(
+            self.overrides, environment=[{'name': name, 'value': environment[name]} for name in environment]))
         self.jobs[submitted['jobId']] = _BatchJob(submitted['jobId'], self.started, count)
         self.started += count
         if submitted['ResponseMetadata'].get('RetryAttempts'):
             # AWS may have carried out a request whose answer was lost: one job is enough.
-            found = self.batch.list_jobs(jobQueue=self.stack['BatchProcessingJobQueueName'],
-                                         filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
+            found = self.batch.list_jobs(
+                jobQueue=self.job['jobQueue'], filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
             for job in found['jobSummaryList']:
                 if job['status'] not in _ENDED and job['jobId'] not in self.jobs:
                     self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
@@ -832,10 +737,7 @@ class _Run:
     def persist(self, doing, request):
         """
         Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
-        over.
-
-        Raises:
-            AWSBatchException: AWS refuses it for a reason that does not pass.
+        over. Raises AWSBatchException where AWS refuses it for a reason that does not pass.
         """
         while not self.ended.is_set():
             try:
@@ -908,10 +810,7 @@ class _Run:
 
     def _prepare(self):
         """Thread: seal the calls that take time, several at once."""
-        while True:
-            call = self.large.get()
-            if call is None:
-                return
+        for call in iter(self.large.get, None):
             self._seal(call)
             call.prepared.set()
             del call                # nothing here may keep a future, and so its result
@@ -973,32 +872,26 @@ class _Run:
                 self.wake.put(call)
 
     def _take_back(self):
-        """
-        Take cancelled calls out of the queue, so that no worker begins them; those that are wanted go back.
-        A few among very many are left to the workers, whose answers are then dropped.
-        """
+        """Take cancelled calls out of the queue, so that no worker begins them; not a few among very many."""
+        persist, channel = functools.partial(self.persist, 'taking cancelled calls back'), self.channel
         while self.revoked and 2 * len(self.revoked) > len(self.calls) and not self.over():
-            messages = self.persist('taking cancelled calls back', lambda: self.channel.receive(
-                self.channel.in_queue, 1))
-            if not messages:            # the workers have them
-                break
             wanted, unwanted = [], []
-            for message in messages:
+            for message in persist(lambda: channel.receive(channel.in_queue, 1)) or ():
                 number = None
                 with contextlib.suppress(Refused):
-                    number = self.channel.open('worker', message).get('id')
+                    number = channel.open('worker', message).get('id')
                 (wanted if number in self.calls else unwanted).append(message)
                 self.revoked.discard(number)
-            self.persist('taking cancelled calls back', lambda: self.channel.give_back(wanted))
-            self.persist('taking cancelled calls back', lambda: self.channel.delete(
-                self.channel.in_queue, [message['ReceiptHandle'] for message in unwanted]))
-            if len(wanted) > len(unwanted):
+            persist(lambda: channel.give_back(wanted))
+            persist(lambda: channel.delete(
+                channel.in_queue, [message['ReceiptHandle'] for message in unwanted]))
+            if not unwanted or len(wanted) > len(unwanted):     # the workers have the others
                 break
         self.revoked.clear()
 
     # Answers back ------------------------------------------------------------------------------
 
-    def _collect(self, tally):
+    def _collect(self):
         """Thread: take in what the workers send."""
         channel, receipts, most, since = self.channel, [], BATCH_ENTRIES, time.monotonic()
         soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
@@ -1007,7 +900,7 @@ class _Run:
             messages = self.persist('receiving results', lambda: channel.receive(
                 channel.out_queue, wait, most)) or []
             for message in messages:
-                header = self._take(message, tally)
+                header = self._take(message)
                 receipts.append(message['ReceiptHandle'])
                 # Large results are taken one by one, so that all collectors have some to download.
                 most = 1 if 'object' in header else BATCH_ENTRIES
@@ -1015,7 +908,7 @@ class _Run:
                 self.persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
                 receipts, since = [], time.monotonic()
 
-    def _take(self, message, tally):
+    def _take(self, message):
         """Handle one message from a worker; its header."""
         try:
             header = self.channel.open('main', message)
@@ -1036,7 +929,7 @@ class _Run:
         elif kind == 'broken':
             self.break_off(header['text'])
         else:
-            self._answer(header, message, tally)
+            self._answer(header, message)
         return header
 
     def _worker_up(self, worker, header):
@@ -1052,17 +945,15 @@ class _Run:
         if self.up.get(worker):
             self._lost([worker], 'AWS Batch has started it again')
         self.up[worker] = header['start']
-        self.seen_up = True
         self.note('up', worker=worker, time=time.time())
         self.wake.put(None)
         log.info('Worker %s is up, %d of %d', worker, len(self.up), self.workers)
 
-    def _answer(self, header, message, tally):
+    def _answer(self, header, message):
         """Settle the future that a result, an error or a given-up call belongs to."""
-        arrived, call = time.time(), self.calls.get(header['id'])
-        times = {name: header.get(name) for name in (
-            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded')}
-        times['arrived'] = arrived
+        call, times = self.calls.get(header['id']), {'arrived': time.time()}
+        times.update((name, header.get(name)) for name in (
+            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded'))
         if call is None:            # answered before by another worker, or cancelled
             self.note('unwanted', **times)
             return
@@ -1090,7 +981,7 @@ class _Run:
             error.__cause__ = problem
         for line in header.get('output', ()):
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
-        if self._settle(call, result, error, tally, header.get('worker')):
+        if self._settle(call, result, error, header.get('worker')):
             self.killed = self.failed = 0
             self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
@@ -1101,12 +992,12 @@ class _Run:
                 names = [self.spent.popleft() for _ in range(len(self.spent))]
                 self.persist('deleting objects', lambda: self._delete_objects(names))
 
-    def _settle(self, call, result=None, error=None, tally=None, worker=None):
+    def _settle(self, call, result=None, error=None, worker=None):
         """Give a future its result or exception; False where somebody else has."""
         if not call.claim():
             return False
-        if tally is not None:
-            tally[worker] += 1
+        if worker is not None:
+            self.answers.append(worker)
         try:
             if error is not None:
                 call.future.set_exception(error)
@@ -1129,10 +1020,6 @@ class _Run:
                     call.future.cancel()
                     call.claim()
 
-    def cancel_all(self):
-        for call in list(self.calls.copy().values()):
-            call.future.cancel()
-
     def break_off(self, text):
         """Fail every outstanding call, and refuse new ones."""
         self.broken = self.broken or text
@@ -1143,10 +1030,7 @@ class _Run:
 
     def _keep(self):
         """Thread: keep the workers' number, take cancelled calls back, and clean up when the run is over."""
-        try:
-            self._tend()
-        except BaseException as error:
-            self.break_off(str(error) if isinstance(error, AWSBatchException) else repr(error))
+        self._guarded(self._tend)
         try:
             self._clean_up(orderly=not (self.broken or self.hurry))
         finally:
@@ -1156,7 +1040,8 @@ class _Run:
             self.note('end', time=time.time(), submitted=next(self.ids) - 1, broken=self.broken,
                       requests=dict(self.channel.requests))
             self.clean.set()
-            log.info('Run %s ended: %d blocks by %d workers', self.id, self.done(), len(self.answered()))
+            log.info('Run %s ended: %d blocks by %d workers', self.id,
+                     *map(len, (self.answers, set(self.answers))))
 
     def _tend(self):
         look = time.monotonic() + WATCH_SECONDS
@@ -1176,13 +1061,6 @@ class _Run:
                 if (self.calls or self.awaited) and not self.broken:
                     self.persist('looking at the Batch jobs', self._look)
                 look = time.monotonic() + WATCH_SECONDS
-
-    def answered(self):
-        """How many calls each worker has answered (Counter)."""
-        return sum((tally.copy() for tally in self.tallies), collections.Counter())
-
-    def done(self):
-        return sum(self.answered().values())
 
     def _look(self):
         """Replace the workers that are gone, as far as there are calls for others."""
@@ -1217,7 +1095,7 @@ class _Run:
         alive = sum(job.size - len(job.ended) for job in self.jobs.values())
         # The more of them are killed without an answer, the more are started for the few calls that are left.
         missing = min(self.workers, max(len(self.calls) + self.killed, self.awaited)) - alive
-        never = self.failed and not (alive or self.seen_up)
+        never = self.failed and not (alive or self.starts)
         futile = self.killed + FAILED_COUNTS * self.failed
         if missing > 0 and never and not self.doomed:
             self.doomed = True              # a first answer may still be on its way, so look twice
@@ -1302,8 +1180,8 @@ class _Run:
 
     def _put_lease(self):
         state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
-                 'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'done': self.done(),
-                 'outstanding': len(self.calls), 'vcpus': self._vcpus()}
+                 'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'vcpus': self.vcpus,
+                 'done': len(self.answers), 'outstanding': len(self.calls)}
         self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
                                    Body=json.dumps(state).encode())
 
@@ -1329,10 +1207,8 @@ class _Run:
 
     def _clean_up(self, orderly):
         """
-        Leave nothing of the run on AWS: no job, no queue, no object.
-
-        A step that fails is told and does not keep the others from being done, nor hide an exception that is
-        on its way to the user.
+        Leave nothing of the run on AWS: no job, no queue, no object. A step that fails is told, and neither
+        keeps the others from being done nor hides an exception that is on its way to the user.
         """
         channel = self.channel
         if channel is None:
@@ -1345,6 +1221,8 @@ class _Run:
         self.ended.set()
         for waiting in [self.outbox] + [self.large] * PREPARERS:
             waiting.put(None)
+        for thread in self.writers:         # what one writes now is to be deleted, too
+            thread.join(STOP_SECONDS)
         for url in filter(None, (channel.in_queue, channel.out_queue)):
             with self._told_only('deleting a queue'):
                 channel.sqs.delete_queue(QueueUrl=url)
@@ -1362,8 +1240,7 @@ class _Run:
         self.channel.send(self.channel.in_queue, [stop] * len(self.up))
         deadline = time.monotonic() + STOP_SECONDS
         while self.up and time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty):
-                self.wake.get(timeout=max(0.01, deadline - time.monotonic()))
+            time.sleep(0.01)
         return not self.up
 
     def _await_ends(self):
@@ -1402,22 +1279,20 @@ def _was_killed(job):
         container.get('exitCode') in _EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
 
 
+_ADVICE = (
+    ('OutOfMemory', 'Its job has not that much memory: use smaller blocks, or "scripts/modify.sh --mem".'),
+    ('CannotPullContainer', 'The image is not in the repository: "scripts/build.sh" builds and pushes it.'),
+    ('exec format error', 'The image is for another kind of processor: "scripts/build.sh --platform".'),
+    ('Host EC2', 'Its instance was taken away, as happens to Spot instances.'),
+    ('timeout', 'The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'))
+
+
 def _how_ended(job):
     """What Batch says of a job that has ended, and what to do about it (str)."""
     container = job.get('container', {})
     code = container.get('exitCode')
     said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason'))))
-    advice = ''
-    if 'OutOfMemory' in said:
-        advice = ' It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh --mem".'
-    elif 'CannotPullContainer' in said:
-        advice = ' The image is not in the repository: "scripts/build.sh" builds and pushes it.'
-    elif 'exec format error' in said:
-        advice = ' The image is for another kind of processor: "scripts/build.sh --platform".'
-    elif 'Host EC2' in said:
-        advice = ' Its instance was taken away, as happens to Spot instances.'
-    elif 'timeout' in said:
-        advice = ' The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'
+    advice = next((' ' + advice for words, advice in _ADVICE if words in said), '')
     return 'it ended{}{}.{}'.format('' if code is None else ' with exit code {}'.format(code),
                                     ': ' + said.rstrip('.') if said else '', advice)
 
@@ -1432,10 +1307,7 @@ def _told(error):
 
 def _name(fn):
     with contextlib.suppress(Exception):        # getattr may run code of the script
-        for thing in (fn, getattr(fn, 'func', None)):
-            name = getattr(thing, '__name__', None)
-            if isinstance(name, str):
-                return name[:80]
+        return str(getattr(fn, '__name__', None) or fn.func.__name__)[:80]
     return type(fn).__name__
 
 
@@ -1474,13 +1346,12 @@ def _open_report(folder, run):
 
 def _start_timeout():
     """Seconds (float) to wait for the first worker."""
-    text, seconds = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT') or 'inf', 0
+    text = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT') or 'inf'
     with contextlib.suppress(ValueError):
-        seconds = float(text)
-    if not seconds > 0:
-        raise AWSBatchException('RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not '
-                                '"{}".'.format(text))
-    return seconds
+        if float(text) > 0:
+            return float(text)
+    raise AWSBatchException(
+        'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{}".'.format(text))
 
 
 # Open runs end with the script. One that is asked to end (kill, a closed terminal) ends in an orderly way
@@ -1585,15 +1456,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             raise ValueError('AWS Batch knows no time-out below {} seconds.'.format(MIN_TIMEOUT))
         if initializer is not None and not callable(initializer):
             raise TypeError('initializer must be a callable')
-        job = {}
-        if timeout:
-            job['timeout'] = {'attemptDurationSeconds': timeout}
-        if job_definition:
-            job['jobDefinition'] = job_definition
-        needs = [{'type': kind, 'value': str(value)}
-                 for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
-        self._run = _Run(max_workers, (initializer, initargs) if initializer else None, job,
-                         {'resourceRequirements': needs} if needs else {})
+        self._run = _Run(max_workers, (initializer, initargs) if initializer else None,
+                         vcpus, memory, timeout, job_definition)
         #: The run id (str), which names its queues and its folder in the bucket.
         self.run = self._run.id
         _handle_signals()
@@ -1665,24 +1529,9 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                     future.cancel()
         return results()
 
-    def share(self, data):
-        """
-        Put what many calls need into the run's folder, once.
-
-        Args:
-            data (bytes): a pickle, for instance.
-
-        Returns:
-            str: a token with which :func:`shared` gives it to a call.
-        """
-        return self._run.share(data)
-
     def wait_for_workers(self, count=1, timeout=None):
         """
-        Wait until `count` workers are up, at most `timeout` seconds.
-
-        Returns:
-            int: how many are up.
+        Wait until `count` workers are up, at most `timeout` seconds; how many are up (int).
 
         Raises:
             BrokenAWSBatchExecutor: none will come.
@@ -1708,8 +1557,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         run = self._run
         return {'run': run.id, 'workers': run.workers, 'workers_up': len(run.up), 'lost': run.lost,
-                'replaced': run.started - run.workers, 'outstanding': len(run.calls), 'done': run.done(),
-                'blocks_per_worker': dict(run.answered()),
+                'replaced': run.started - run.workers, 'outstanding': len(run.calls),
+                'done': len(run.answers), 'blocks_per_worker': dict(collections.Counter(run.answers)),
                 'requests': sum(run.channel.requests.copy().values())}
 
     def __repr__(self):
@@ -1727,8 +1576,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         """
         run = self._run
         run.close(hurry=cancel_futures)
-        if cancel_futures:
-            run.cancel_all()
+        for call in list(run.calls.copy().values()) if cancel_futures else ():
+            call.future.cancel()
         if wait:
             run.join()
 
@@ -1779,21 +1628,22 @@ class _Function:
         return jobInfo.getFunctionResult(params), changed
 
     def call(self, *params):
-        """Call the user function; (otherArgs,) if it has changed them, else ()."""
+        """Call the user function; the pickle of (otherArgs,) if it has changed them, else None."""
         if self.args is None:
-            self.args = pickle.loads(shared(self.given)) if self.given else ()
+            self.args = pickle.loads(_shared(self.given)) if self.given else ()
             self.digest = _digest(self.args)
         args, self.args = self.args, None
         self.userFunction(*params, *args)
-        if _digest(args) == self.digest:
-            self.args, args = args, ()
-        return args
+        if _digest(args) != self.digest:
+            return _pickled(args, 'otherArgs, as the user function leaves it,')
+        self.args = args
+        return None
 
 
 def _digest(thing):
     """A digest of what would travel, without a copy of the arrays in it."""
     digest = hashlib.sha256()
-    with contextlib.suppress(Exception):        # who pickles the result says why
+    with contextlib.suppress(Exception):        # _pickled() says why
         digest.update(cloudpickle.dumps(
             thing, protocol=5, buffer_callback=lambda buffer: digest.update(buffer.raw())))
     return digest.digest()
@@ -1801,7 +1651,7 @@ def _digest(thing):
 
 @functools.lru_cache(maxsize=2)
 def _kept(token):
-    return pickle.loads(shared(token))
+    return pickle.loads(_shared(token))
 
 
 def _compute(token, *args):
@@ -1815,7 +1665,7 @@ class _Apply:
         known = [] if usable else inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
         for name in set(options).difference(known):
             raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
-                ', '.join(known) or 'nothing inside "with AWSBatchExecutor"', name))
+                ', '.join(known) or 'nothing where workers are those of a "with AWSBatchExecutor"', name))
         own = None if usable else AWSBatchExecutor(workers, **options)
         self.executor, self.userFunction = own or usable[-1], None
         self.copies = {}                        # of otherArgs, by block
@@ -1834,10 +1684,10 @@ class _Apply:
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
         if otherArgs is not None:
-            function.given = self.executor.share(_pickled((otherArgs,), 'otherArgs'))
+            function.given = self.executor._run.share(_pickled((otherArgs,), 'otherArgs'))
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
-        token = self.executor.share(_pickled(function, 'The function {}'.format(_name(userFunction))))
+        token = self.executor._run.share(_pickled(function, 'The function {}'.format(_name(userFunction))))
         self.compute = self.executor._run.pickled(functools.partial(_compute, token))
 
     def submit(self, block, *args):
@@ -1849,10 +1699,12 @@ class _Apply:
     def result(self, future):
         result, changed = future.result()
         block = self.blocks.pop(future)
-        if changed and not self.copies:
-            log.warning('The user function changes otherArgs, of which each block has a copy. All will be in '
-                        'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
-        self.copies.update((block, each) for each in changed)
+        if changed:
+            if not self.copies:
+                log.warning('The user function changes otherArgs. Each block has a copy of its own, and what '
+                            'apply() was given stays as it is. The changed copies will be in the list '
+                            'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
+            self.copies[block], = pickle.loads(changed)
         return result
 
     def give_copies(self):
@@ -1871,6 +1723,7 @@ _from_rios('rios.parallel.aws.batch', 'AWSBatchJobManager')
 class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     """
     Computes the blocks of RIOS 1.4 on AWS Batch; RIOS makes it for the job manager type 'AWSBatch'.
+
     setNumThreads(n) means n workers, which compute all blocks; in ``with AWSBatchExecutor(n):``, those do.
     Each block starts with the caller's otherArgs; the copies that the user function changed are in the list
     otherArgs.otherArgsList when apply() returns, in the order of the blocks. Raises as AWSBatchExecutor.
@@ -1884,6 +1737,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
     def runSubJobs(self, function, fnInputs):
         """
         Compute a round of blocks (fnInputs, a RIOS JobInfo for each); a list of outputs, in order.
+
         RIOS writes them in that order, so it gets those of ROUNDS_AHEAD rounds ago, and all with its last
         round: workers always have a next block. Raises what the user function raised, from its traceback
         there, or as :meth:`AWSBatchExecutor.submit`; the run has ended then.
@@ -1908,6 +1762,9 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         info = getattr(jobInfo, 'info', None)
         block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
         return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
+
+    def waitOnJobs(self, jobIDlist):
+        """Nothing: gatherAllOutputs() waits."""
 
     def gatherAllOutputs(self, jobIDlist):
         """Wait for jobs; their outputs, in the order of the list. Raises as :meth:`runSubJobs`."""
@@ -1989,7 +1846,9 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no
         worker was up within computeBarrierTimeout, or when RIOS has changed too much.
         """
-        style = given['controls'].concurrency
+        given['controls'] = controls = copy.copy(given['controls'])     # the caller's stay as they are
+        style = controls.concurrency = copy.copy(controls.concurrency)
+        style.numReadWorkers = style.numReadWorkers or 1
         for name, usual in vars(type(style)()).items():
             if ('Buffer' in name or name == 'haveSharedTemp') and getattr(style, name) != usual:
                 log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
@@ -2008,7 +1867,6 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         self.timings, self.exceptionQue = structures.Timers(), exceptionQue
         self.outObjList, self.answers = [self.timings], queue.SimpleQueue()     # futures that are done
         self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
-        style.numReadWorkers = style.numReadWorkers or 1
         self.ready = self._inputs(style, inBlockBuffer, **given)
         self.run.begin(_Rios2Function(given), given['userFunction'], given['otherArgs'])
         outBlockBuffer.popNextBlock                         # RIOS takes the next block to write ...

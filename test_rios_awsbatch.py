@@ -306,6 +306,19 @@ def test_nothing_of_a_run_stays_behind(tmp_path, ending, status, said):
     wait_until(lambda: not left_of(run))
 
 
+def test_lease_that_is_being_renewed_at_the_end_is_deleted_too():
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        renewing = threading.Event()
+
+        def slowly(**kwargs):
+            renewing.set()
+            time.sleep(2)
+        executor._run.channel.s3.meta.events.register('before-send.s3.PutObject', slowly)
+        assert renewing.wait(60)
+    time.sleep(3)
+    assert_nothing_left(executor.run)
+
+
 def test_signal_handler_of_the_script_is_left_alone(tmp_path):
     process = main_script(tmp_path, '''
         import signal
@@ -484,7 +497,7 @@ SAYS_ERROR = '''
                                         'RIOS_AWSBATCH_REGION.*scripts/create.sh'),
     ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': ''}, 'No AWS credentials.*aws configure'),
     ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': '', 'AWS_PROFILE': 'nosuch'}, 'nosuch.*AWS_PROFILE'),
-    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': ''}, 'no AWS region "ap-southwest-9"'),
+    ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': ''}, r'RIOS_AWSBATCH_REGION \("ap-southwest-9"\)'),
     ({'AWS_ENDPOINT_URL': 'http://127.0.0.1:9'}, 'cannot be reached'),
     ({'RIOS_AWSBATCH_STACK': 'S' * 41}, 'longer than 40')])
 def test_what_is_wrong_with_aws_is_one_sentence(tmp_path, changed, said):
