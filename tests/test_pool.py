@@ -191,8 +191,8 @@ def test_idle_time_out_below_the_visibility_time_out_is_refused():
             executor.submit(square, 1).result(PATIENCE)
 
 
-def test_block_that_ends_its_process_costs_no_worker():
-    """exit(1) in compiled code, and a crash: that block alone fails, and says how."""
+def test_block_that_ends_its_process_costs_no_worker(caplog):
+    """exit(1) in compiled code, and a crash: that block alone fails, and says how, from the first time on."""
     def tile(x):
         import ctypes
         if x == 5:
@@ -208,6 +208,24 @@ def test_block_that_ends_its_process_costs_no_worker():
         assert [future.result(PATIENCE) for x, future in enumerate(futures) if x not in (5, 6)] == [
             x for x in range(20) if x not in (5, 6)]
         assert executor.stats()['lost'] == 0
+    told = [record.getMessage() for record in caplog.records if 'tile(5)' in record.getMessage()]
+    assert len(told) == 3 and told[0].endswith('exit code 1; it is tried again.')
+
+
+def test_lack_of_memory_is_told_at_once_and_not_tried_again(tmp_path, aws):
+    """The memory is too little for the worker itself; Batch starts its job once."""
+    process = run_main(tmp_path, aws, '''
+        executor = rios_awsbatch.AWSBatchExecutor(1, memory=50)
+        job, = executor._run.jobs
+        error = executor.submit(pow, 2, 3).exception()
+        found, = executor._run.batch.describe_jobs(jobs=[job])['jobs']
+        print(len(found['attempts']), error, flush=True)
+        executor.shutdown()
+        ''')
+    out, err = finish(process)
+    assert re.match('1 No worker .* OutOfMemoryError.*more memory than its job has.*--mem', out)
+    first = next(line for line in err.splitlines() if line.startswith('WARNING'))
+    assert re.search('Worker 0: .*OutOfMemoryError.*more memory than its job has.*--mem', first)
 
 
 def test_spot_reclaims_are_no_tries_of_a_block(tmp_path, aws):
@@ -264,6 +282,31 @@ def test_wrong_image_that_was_pushed_in_mid_run_is_refused_alone(tmp_path, stack
     assert re.search(r'The main script has Python .* image has Python 3.5.1', refused)
     (tmp_path / 'enough').touch()
     finish(process)
+
+
+# ---------------------------------------------------------------------------------------------
+# Other workers than the stack's
+# ---------------------------------------------------------------------------------------------
+
+def test_run_has_as_many_workers_as_the_stack_allows_and_of_the_size_that_it_asks_for(tmp_path):
+    stack = Stack(MaxJobs=2, MaxVCPUS=8).create().push('BatchECR', ROOT / 'worker.py')
+    out, _ = finish(run_main(tmp_path, stack.env, '''
+        with rios_awsbatch.AWSBatchExecutor(vcpus=3, memory=2000, timeout=5000) as executor:
+            assert executor.stats()['workers'] == 2
+            print(*executor._run.jobs, sum(executor.map(abs, range(9))))
+        '''))
+    job, total = out.split()
+    found, = stack.client('batch').describe_jobs(jobs=[job])['jobs']
+    assert total == '36' and found['arrayProperties']['size'] == 2
+    assert found['timeout'] == {'attemptDurationSeconds': 5000}
+    assert {need['type']: need['value'] for need in found['container']['resourceRequirements']} == {
+        'VCPU': '3', 'MEMORY': '2000'}
+
+
+@pytest.mark.parametrize('name', ['mp_context', 'max_tasks_per_child'])
+def test_argument_that_means_nothing_on_aws_is_refused_by_its_name(name):
+    with pytest.raises(TypeError, match=name):
+        rios_awsbatch.AWSBatchExecutor(1, **{name: None})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -274,8 +274,9 @@ begin = rios_awsbatch.AWSBatchExecutor.__init__
 def told(self, *args, **options):
     begin(self, *args, **options)
     print('run', self.stats()['run'], flush=True)
-import functools
+import functools, inspect
 rios_awsbatch.AWSBatchExecutor.__init__ = functools.wraps(begin)(told)
+told.__signature__ = inspect.signature(begin)
 '''
 
 
@@ -567,7 +568,7 @@ def test_rios_that_has_changed_in_the_workers_is_named_in_one_sentence(source, f
 
 @every(one=False)
 @pytest.mark.parametrize('more, said', [
-    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams .* may have .*, not colour'),
+    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams .* may have .*vcpus, memory.*, not colour'),
     ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
     ({'computeWorkersRead': False}, 'numReadWorkers')])
 def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):
@@ -576,6 +577,37 @@ def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):
     assert status == 1
     assert re.search('ValueError: .*' + said, err)
     assert_nothing_left(source, out, runs=0)
+
+
+@every(one=False)
+def test_extra_parameters_and_barrier_time_out_are_obeyed(source, folder):
+    """No worker comes up within a moment; it would have been of that size."""
+    size = {'vcpus': 2, 'memory': 700, 'timeout': 5000}
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING, style(
+        numComputeWorkers=1, computeWorkerExtraParams=size, computeBarrierTimeout=0.001))
+    assert status == 1
+    assert 'No worker was up within 0.001 seconds (computeBarrierTimeout)' in err
+    assert_nothing_left(source, out)
+    stack, name = stack_of(source), re.search(r'^run (\S+)$', out, re.MULTILINE).group(1)
+    batch = stack.client('batch')
+    listed, = batch.list_jobs(jobQueue=stack.outputs()['BatchProcessingJobQueueName'], filters=[
+        {'name': 'JOB_NAME', 'values': ['{}_{}'.format(stack.name, name)]}])['jobSummaryList']
+    job, = batch.describe_jobs(jobs=[listed['jobId']])['jobs']
+    assert job['timeout'] == {'attemptDurationSeconds': 5000}
+    assert {need['type']: need['value'] for need in job['container']['resourceRequirements']} == {
+        'VCPU': '2', 'MEMORY': '700'}
+
+
+@every(one=False)
+def test_extra_parameters_inside_a_with_statement_are_refused(source, folder):
+    """Its workers are there already."""
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + """
+with rios_awsbatch.AWSBatchExecutor(1):
+    apply(everything, options)
+""", style(numComputeWorkers=1, computeWorkerExtraParams={'memory': 700}))
+    assert status == 1
+    assert re.search('ValueError: computeWorkerExtraParams has memory, but .* "with AWSBatchExecutor"', err)
+    assert_nothing_left(source, out)
 
 
 @every(one=False)

@@ -223,6 +223,15 @@ def test_stack_in_an_odd_state_is_one_sentence(status, script, said, stack):
     assert stack.status() == status
 
 
+def test_demo_that_cannot_be_set_up_leaves_no_folder(tmp_path):
+    tree = copy_of_the_tree(tmp_path / 'tree')
+    done = subprocess.run([tree / 'scripts' / 'demo.sh', '-o', tmp_path / 'output', ROOT / 'README.md'], text=True,
+                          env=dict(os.environ, PYTHON='/bin/false'), capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1 and done.stdout == ''
+    assert re.fullmatch('setup.sh: PYTHON=/bin/false cannot import GDAL .*\n', done.stderr)
+    assert not (tmp_path / 'output').exists() and not (tree / '.venv').exists()
+
+
 # ---------------------------------------------------------------------------------------------
 # create.sh and modify.sh
 # ---------------------------------------------------------------------------------------------
@@ -749,16 +758,6 @@ def stack_template_of_rios_14():
     return None
 
 
-# As the README has it.
-DELETE_THE_STACK_OF_RIOS_14 = """
-for name in riosecr riosecrmain; do aws ecr delete-repository --force --repository-name $name; done
-aws s3 rb --force s3://$(aws cloudformation describe-stacks --stack-name {name} --output text \\
-    --query "Stacks[0].Outputs[?OutputKey=='BatchBucket'].OutputValue")
-aws cloudformation delete-stack --stack-name {name}
-aws cloudformation wait stack-delete-complete --stack-name {name}
-"""
-
-
 @pytest.mark.skipif(not stack_template_of_rios_14(), reason='needs RIOS 1.4 in RIOS_SRC')
 def test_stack_of_rios_14_goes_as_the_readme_says(tmp_path):
     with another_aws(tmp_path) as env:
@@ -777,7 +776,8 @@ def test_stack_of_rios_14_goes_as_the_readme_says(tmp_path):
             refuses(old.run(script), "stack 'RIOS' .* was made by RIOS 1.4, so it is left alone. README.md")
         refuses(run('create.sh', '--stackname', 'mine', env=old.env),
                 'perhaps that of RIOS 1.4, has the service name')
-        done = subprocess.run(['bash', '-euc', DELETE_THE_STACK_OF_RIOS_14.format(name='RIOS')], text=True,
+        commands = re.search('^    for name in riosecr .*?\n\n', (ROOT / 'README.md').read_text(), re.M | re.S)
+        done = subprocess.run(['bash', '-euc', commands.group()], text=True,
                               env=dict(old.env, AWS_DEFAULT_REGION=REGION), capture_output=True,
                               timeout=PATIENCE)
         assert done.returncode == 0, done.stderr

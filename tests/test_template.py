@@ -143,6 +143,13 @@ def test_rios_without_our_module_ends_at_once_on_our_stack(folder, tmp_path):
         assert "KeyError: 'BatchInQueue'" in done.stderr, done.stderr
 
 
+def test_worker_that_somebody_else_started_names_the_missing_import():
+    env = {name: value for name, value in os.environ.items() if not name.startswith('RIOS')}
+    done = subprocess.run([sys.executable, ROOT / 'worker.py'], env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert done.stderr.count('\n') == 1 and '"import rios_awsbatch" is missing at its top' in done.stderr
+
+
 def test_outputs_of_the_stack_are_not_those_that_rios_needs(stack):
     """RIOS 2 computes with two of them; RIOS 1.4 looks for a queue."""
     outputs = stack.outputs()
