@@ -158,8 +158,7 @@ _WRONG_KEY = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAcc
 _DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
            'AWS.SimpleQueueService.AccessDenied'}
 _NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
-_NO_OBJECT = {'NoSuchKey', '404', 'NotFound',
-              'AccessDenied', '403', 'Forbidden'}   # what those are told who may not list the bucket
+_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # to who may not list it
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _CONNECTION_ERRORS = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
@@ -360,12 +359,10 @@ def pack(data):
 
 def unpack(packed):
     """What :func:`pack` has made smaller."""
-    sorted_bytes = zlib.decompress(packed)
-    data, begin = bytearray(len(sorted_bytes)), 0
+    sorted_bytes = io.BytesIO(zlib.decompress(packed))
+    data = bytearray(len(sorted_bytes.getbuffer()))
     for place in range(4):
-        count = len(range(place, len(data), 4))
-        data[place::4] = sorted_bytes[begin:begin + count]
-        begin += count
+        data[place::4] = sorted_bytes.read(len(range(place, len(data), 4)))
     return bytes(data)
 
 
@@ -570,8 +567,7 @@ class _Call:
     def __init__(self, number, label, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
         self.function, self.payload, self.future = function, payload, concurrent.futures.Future()
-        # What takes time is done ahead of the thread that sends.
-        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None
+        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # ahead of who sends it
         self.message = self.object = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
@@ -1040,8 +1036,7 @@ class _Run:
             self.note('end', time=time.time(), submitted=next(self.ids) - 1, broken=self.broken,
                       requests=dict(self.channel.requests))
             self.clean.set()
-            log.info('Run %s ended: %d blocks by %d workers', self.id,
-                     *map(len, (self.answers, set(self.answers))))
+            log.info('Run %s ended: %d blocks', self.id, len(self.answers))
 
     def _tend(self):
         look = time.monotonic() + WATCH_SECONDS
@@ -1171,7 +1166,7 @@ class _Run:
                              '--log-stream-name {}'.format(REGION, group, stream))
         except (*AWS_ERRORS, LookupError) as error:     # it never had one, or nobody may read it
             log.debug('The log of the last worker cannot be found: %s', error)
-        return ' '.join(sentences)
+        return 'Why: ' + ' '.join(sentences)
 
     def _renew(self):
         """Thread: keep the lease, by which the workers know that this script lives."""
@@ -1280,7 +1275,8 @@ def _was_killed(job):
 
 
 _ADVICE = (
-    ('OutOfMemory', 'Its job has not that much memory: use smaller blocks, or "scripts/modify.sh --mem".'),
+    ('OutOfMemory', 'It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh '
+                    '--mem".'),
     ('CannotPullContainer', 'The image is not in the repository: "scripts/build.sh" builds and pushes it.'),
     ('exec format error', 'The image is for another kind of processor: "scripts/build.sh --platform".'),
     ('Host EC2', 'Its instance was taken away, as happens to Spot instances.'),
@@ -1433,8 +1429,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
     Args:
         max_workers (int): how many workers, one Batch job each. Default: as many as the stack allows.
-        initializer (callable): called by each worker before its first call, to load a model for instance.
-        initargs (tuple): its arguments.
+        initializer (callable), initargs (tuple): called by each worker first, to load a model for instance.
         vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers,
             instead of the stack's.
 
@@ -1456,8 +1451,11 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             raise ValueError('AWS Batch knows no time-out below {} seconds.'.format(MIN_TIMEOUT))
         if initializer is not None and not callable(initializer):
             raise TypeError('initializer must be a callable')
-        self._run = _Run(max_workers, (initializer, initargs) if initializer else None,
-                         vcpus, memory, timeout, job_definition)
+        try:
+            self._run = _Run(max_workers, (initializer, initargs) if initializer else None,
+                             vcpus, memory, timeout, job_definition)
+        except AWSBatchException as error:      # which says it all, without the insides of boto3
+            raise error.with_traceback(None) from None
         #: The run id (str), which names its queues and its folder in the bucket.
         self.run = self._run.id
         _handle_signals()
@@ -1485,7 +1483,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
     def map(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None):
         """
-        Call `fn` with the elements of the iterables, and give the results in the same order.
+        Call `fn` with the elements of the iterables; an iterator over the results, in the same order. The
+        exception of a call is raised where its result would be.
 
         Args:
             fn: called with as many arguments as there are iterables.
@@ -1494,9 +1493,6 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             buffersize (int): how many calls may be unfinished or not yet taken by the caller. The
                 iterables are read as results are taken, so a raster of any size needs bounded memory.
                 Default: all are submitted at once. As in Python 3.14.
-
-        Returns:
-            An iterator over the results. An exception of a call is raised where its result would be.
         """
         if chunksize < 1:
             raise ValueError('chunksize must be >= 1.')
@@ -1662,10 +1658,13 @@ class _Apply:
     """One apply(): its executor, or that of the innermost with statement, its blocks, what they changed."""
     def __init__(self, workers, **options):
         usable = [each for each in _entered if not (each._run.closing or each._run.broken)]
-        known = [] if usable else inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
+        if usable and options:
+            raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
+                             'AWSBatchExecutor" around apply().'.format(', '.join(options)))
+        known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
         for name in set(options).difference(known):
             raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
-                ', '.join(known) or 'nothing where workers are those of a "with AWSBatchExecutor"', name))
+                ', '.join(known), name))
         own = None if usable else AWSBatchExecutor(workers, **options)
         self.executor, self.userFunction = own or usable[-1], None
         self.copies = {}                        # of otherArgs, by block
@@ -1683,11 +1682,11 @@ class _Apply:
         """Take a _Function and what the caller gave to the workers."""
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
-        if otherArgs is not None:
-            function.given = self.executor._run.share(_pickled((otherArgs,), 'otherArgs'))
+        share = self.executor._run.share
+        function.given = otherArgs is not None and share(_pickled((otherArgs,), 'otherArgs'))
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
-        token = self.executor._run.share(_pickled(function, 'The function {}'.format(_name(userFunction))))
+        token = share(_pickled(function, 'The function {}'.format(_name(userFunction))))
         self.compute = self.executor._run.pickled(functools.partial(_compute, token))
 
     def submit(self, block, *args):

@@ -48,6 +48,7 @@ BLOBS = 8               # functions and shared data that a computer keeps
 TAMPERED = 'what it needs was tampered with on its way ({})'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
+EXIT_AGAIN = 128 + signal.SIGTERM       # batch.yaml has Batch start such a job again
 
 log = logging.getLogger('worker')
 
@@ -297,7 +298,8 @@ class Worker:
                 how = how_it_ended(self.process.wait(), out_of_memory() > memory_kills)
             except rios_awsbatch.Refused as refused:    # the function
                 how = TAMPERED.format(refused)
-            self._say('note', text='{}, try {}: {}.'.format(label, answer['tries'], how))
+            self._say('note', text='{}, try {} of {}: {}.'.format(
+                label, answer['tries'], self.most_tries, how))
             if answer['tries'] == self.most_tries:
                 answer.update(kind='lost', text=how)
                 task.payload = b''
@@ -462,11 +464,8 @@ def guarded(work):
         log.warning('Asked to end')
         status = end.code
     except BaseException as error:
-        status = 1
-        if rios_awsbatch.error_code(error) in rios_awsbatch._NO_QUEUE:     # the run has ended
-            status = 0
-        elif rios_awsbatch.is_temporary(error):
-            status = 128 + signal.SIGTERM       # batch.yaml has Batch start such a job again
+        gone = rios_awsbatch.error_code(error) in rios_awsbatch._NO_QUEUE       # the run has ended
+        status = 0 if gone else EXIT_AGAIN if rios_awsbatch.is_temporary(error) else 1
         if isinstance(error, rios_awsbatch.AWS_ERRORS):
             error = rios_awsbatch.explain(error, 'working for a run')
         log.error('%s', error, exc_info=not isinstance(error, rios_awsbatch.AWSBatchException))
@@ -508,7 +507,7 @@ def main():
     if 'RIOSRun' not in os.environ:
         sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is '
                  'a script for RIOS, "import rios_awsbatch" is missing at its top.')
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_AGAIN))
     computer = start_computer()
     import rios_awsbatch                # meanwhile
     guarded(lambda: Worker(os.environ, *computer).run())

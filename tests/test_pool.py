@@ -209,7 +209,7 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
             x for x in range(20) if x not in (5, 6)]
         assert executor.stats()['lost'] == 0
     told = [record.getMessage() for record in caplog.records if 'tile(5)' in record.getMessage()]
-    assert len(told) == 3 and told[0].endswith('exit code 1; it is tried again.')
+    assert len(told) == 3 and told[0].endswith('exit code 1.') and 'try 1 of 3' in told[0]
 
 
 def test_lack_of_memory_is_told_at_once_and_not_tried_again(tmp_path, aws):
@@ -375,6 +375,16 @@ def test_forgotten_image_starts_nothing(tmp_path, stack):
     _, err = process.communicate(timeout=PATIENCE)
     assert 'There is no image for the workers' in err and 'scripts/build.sh' in err
     assert not stack.queues() and not stack.objects()
+
+
+@pytest.mark.parametrize('changed', [
+    {'AWS_ENDPOINT_URL': 'http://127.0.0.1:9'}, {'AWS_ACCESS_KEY_ID': ''}, {'RIOS_AWSBATCH_STACK': 'NoSuch'}])
+def test_what_keeps_a_run_from_starting_is_told_without_the_insides_of_boto3(changed, tmp_path):
+    done = subprocess.run([sys.executable, write_main(tmp_path, 'rios_awsbatch.AWSBatchExecutor(1)')], text=True,
+                          env=dict(os.environ, **changed), capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1 and 'botocore' not in done.stderr
+    *above, last = done.stderr.splitlines()
+    assert last.startswith('rios_awsbatch.AWSBatchException: ') and len(above) < 8
 
 
 # ---------------------------------------------------------------------------------------------

@@ -404,6 +404,18 @@ with rios_awsbatch.AWSBatchExecutor(2) as executor:
     assert all(numpy.array_equal(expected[name], found[name]) for name in expected)
 
 
+@every()
+def test_what_functions_print_comes_home_with_worker_and_block(source, folder):
+    _, err = succeed(source, folder, CONCURRENT + SCRIPT + """
+def talks(info, inputs, outputs, otherArgs):
+    print('here')
+    everything(info, inputs, outputs, otherArgs)
+apply(talks, options)
+""", usual(source), RIOS_AWSBATCH_WORKER_OUTPUT='1')
+    told = re.findall(r'^Worker \d, (talks\(.*\)): here$', err, re.MULTILINE)
+    assert len(set(told)) == len(told) == BLOCKS, told
+
+
 # ---------------------------------------------------------------------------------------------
 # What goes wrong
 # ---------------------------------------------------------------------------------------------
