@@ -52,9 +52,12 @@ COPY --from=pip /usr/local /usr/local
 # appear as they are written.
 ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
 # GDAL on S3: it tries again where S3 or a web server asks it to, and writes any format, by way of a file in /tmp. Its
-# cache is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions.
+# cache is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions. It asks at once
+# for all tiles of a window, up to 200 MB of them, instead of 10; and writes a file of up to 200 MB, instead of 50, with
+# one request, of which nothing is left when the worker is killed. CPL_VSIL_SHOW_NETWORK_STATS=YES says what that saves,
+# and that other settings (chunks, caches, folders not listed) save nothing more: README, "Large images".
 ENV GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1 CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE=YES \
-    GDAL_CACHEMAX=256
+    GDAL_CACHEMAX=256 GDAL_MAX_RAW_BLOCK_CACHE_SIZE=200000000 VSIS3_CHUNK_SIZE=200
 COPY . /opt/rios_awsbatch/
 
 ARG VERSION=unknown

@@ -223,6 +223,48 @@ def test_resume_keeps_what_the_same_input_function_and_parameters_have_made(scie
     assert made('--resume', '--red', 2)
 
 
+COUNTS = '''
+    import json, socket
+    class Counting(socket.socket):
+        total = 0
+        def sendall(self, data, *rest):
+            Counting.total += memoryview(data).nbytes
+            return super().sendall(data, *rest)
+        def recv_into(self, *rest):
+            count = super().recv_into(*rest)
+            Counting.total += count
+            return count
+    socket.socket = Counting
+    sys.path.insert(0, {!r})
+    import cloudpickle, mosaic_s3, pieces_s3
+    from osgeo import gdal
+    gdal.SetConfigOption('CPL_VSIL_NETWORK_STATS_ENABLED', 'YES')
+    pieces_s3.TILE, pieces_s3.OPTIONS[0] = 128, 'BLOCKSIZE=128'
+    cloudpickle.register_pickle_by_value(mosaic_s3)
+    mosaic_s3.main()
+    by_gdal = json.loads(gdal.NetworkStatsGetAsSerializedJSON())['methods'].values()
+    print(json.dumps([Counting.total, sum(each.get('downloaded_bytes', 0) + each.get('uploaded_bytes', 0)
+                                          for each in by_gdal)]))
+'''
+
+
+def tiled(path, side):
+    """An image of this many pixels on each side."""
+    gdal.Translate(str(path), str(SCENE), width=side, height=side, creationOptions=['TILED=YES'])
+    return path
+
+
+def test_less_than_10_kb_of_a_block_travel_through_the_main_script(scientist, tmp_path):
+    """In and out, by boto3 and by GDAL, start and end of the run included; its pixels are 230 kB."""
+    scientist.upload(tiled(tmp_path / 'tiny.tif', 1024), 'in/tiny.tif')
+    said = scientist.run(write_main(tmp_path, COUNTS.format(str(EXAMPLES))), 's3://mosaics/in/tiny.tif',
+                         's3://mosaics/out/tiny', '--workers', 2, '--blocksize', 128).splitlines()
+    assert said[0].endswith('64 blocks computed, 0 kept')
+    by_boto3, by_gdal = json.loads(said[1])
+    assert by_boto3 > 64 * 100 and by_gdal > 64 * 100      # they are counted
+    assert by_boto3 + by_gdal < 64 * 10000
+
+
 @every()
 def test_rios_reads_and_writes_s3(source, scientist):
     """On this computer and as a job: the same pixels as from a file to a file."""
