@@ -237,9 +237,10 @@ class Worker:
             env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
             env['RIOSOutQueue'], env['RIOSRegion'])
         self.process, self.pipe = process, pipe     # the computer
+        self.memory_kills = out_of_memory()
         self.idle = float(env.get('RIOS_NOMSG_TIMEOUT') or 3600)
         self.visibility, self.lease = int(env['RIOSVisibility']), float(env['RIOSLease'])
-        self.most_tries, self.most_receives = map(int, env['RIOSTries'].split())
+        self.tries, self.receives = map(int, env['RIOSTries'].split())
         self.number = str(int(env['RIOSFirst']) + int(env.get('AWS_BATCH_JOB_ARRAY_INDEX', 0)))
         self.held = set()                       # receipts of the calls in hand
         self.outbox = queue.SimpleQueue()       # tasks that are answered; None is the end
@@ -253,9 +254,8 @@ class Worker:
     def run(self):
         """Work until there is no more to do."""
         self.pipe.poll(None)                    # the computer is ready, or has died
-        versions = rios_awsbatch.versions()
-        self._say('hello', versions=versions, start=time.time())
-        wrong = rios_awsbatch.mismatch(json.loads(os.environ['RIOSVersions']), versions)
+        self._say('hello', versions=rios_awsbatch.versions(), start=time.time())
+        wrong = rios_awsbatch.mismatch(json.loads(os.environ['RIOSVersions']), rios_awsbatch.versions())
         if wrong:                               # the main script sees it too
             raise rios_awsbatch.AWSBatchException(wrong)
         if self.idle < self.visibility:
@@ -290,17 +290,17 @@ class Worker:
         answer['started'] = time.time()
         while 'kind' not in answer:
             answer['tries'] += 1
-            memory_kills = out_of_memory()
             try:
                 answer['kind'], task.payload = self._ask_computer(task)
                 break
             except (EOFError, OSError):
-                how = how_it_ended(self.process.wait(), out_of_memory() > memory_kills)
+                status, before = self.process.wait(), self.memory_kills
+                self.memory_kills = out_of_memory()
+                how = how_it_ended(status, self.memory_kills > before)
             except rios_awsbatch.Refused as refused:    # the function
                 how = TAMPERED.format(refused)
-            self._say('note', text='{}, try {} of {}: {}.'.format(
-                label, answer['tries'], self.most_tries, how))
-            if answer['tries'] == self.most_tries:
+            self._say('note', text='{}, try {} of {}: {}.'.format(label, answer['tries'], self.tries, how))
+            if answer['tries'] == self.tries:
                 answer.update(kind='lost', text=how)
                 task.payload = b''
             with contextlib.suppress(OSError):          # what it has left behind
@@ -309,7 +309,6 @@ class Worker:
             self.process, self.pipe = start_computer()
         answer['computed'] = time.time()
         took = time.monotonic() - self.started
-        log.info('%s of %s after %.3f s', answer['kind'].capitalize(), label, took)
         task.message = None             # it is as large as the arguments
         self.outbox.put(task)
         with self.changed:
@@ -381,7 +380,7 @@ class Worker:
             return self._forget([message['ReceiptHandle']])
         task = Task(header, message)
         received = int(message['Attributes']['ApproximateReceiveCount'])
-        why = 'its worker was gone before it had answered' if received > self.most_receives else ''
+        why = 'its worker was gone before it had answered' if received > self.receives else ''
         try:
             task.payload = self.channel.payload(header, message)
         except rios_awsbatch.Refused as refused:
@@ -444,6 +443,8 @@ class Worker:
             self.channel.send(self.channel.out_queue, [
                 self._seal(dict(task.answer, uploaded=time.time()), task.payload) for task in tasks])
             answered += [task.receipt for task in tasks]
+            for task in tasks:          # not where the next call would wait for it
+                log.info('%s of %s', task.answer['kind'].capitalize(), task.header['label'])
             late = time.monotonic() - since > FLUSH_SECONDS
             if late or not going or len(answered) >= rios_awsbatch.BATCH_ENTRIES:
                 self._forget(answered)
