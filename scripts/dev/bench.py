@@ -448,10 +448,12 @@ class Subject:
         self.pushed, self.images = None, 0
         client = botocore.session.get_session().create_client(
             'cloudformation', os.environ['RIOS_AWSBATCH_REGION'])
+        template = (root / 'batch.yaml').read_text()
         client.create_stack(        # quicker than with scripts/create.sh
-            StackName='RIOS-' + name, TemplateBody=(root / 'batch.yaml').read_text(), Parameters=[
-                {'ParameterKey': key, 'ParameterValue': value}
-                for key, value in (('ServiceName', name), ('MaxJobs', '16'), ('MaxVCPUS', '16'))],
+            StackName='RIOS-' + name, TemplateBody=template, Parameters=[
+                {'ParameterKey': key, 'ParameterValue': value} for key, value in (
+                    ('ServiceName', name), ('MaxJobs', '16'), ('MaxVCPUS', '16'), ('ComputeVCPUS', '17'))
+                if '\n  {}:\n'.format(key) in template],      # ComputeVCPUS: until 2.0
             Capabilities=['CAPABILITY_IAM'])
 
     def push(self, path):
