@@ -805,9 +805,11 @@ class _Run:
         return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
 
     def _prepare(self):
-        """Thread: seal the calls that take time, several at once."""
+        """Thread: seal the calls that take time, several at once, and send those that fill a batch alone."""
         for call in iter(self.large.get, None):
             self._seal(call)
+            if call.message is not None and 2 * size_of(call.message) > MESSAGE_BYTES:
+                self._send_batch([call])
             call.prepared.set()
             del call                # nothing here may keep a future, and so its result
 
@@ -834,10 +836,8 @@ class _Run:
             while call is not None and len(batch) < BATCH_ENTRIES:
                 if call.prepared is None:
                     self._seal(call)
-                elif batch and not call.prepared.is_set():
+                elif not call.prepared.wait(0 if batch else None):
                     break
-                else:
-                    call.prepared.wait()
                 self.backlog = self.backlog - call.size if self.outbox.qsize() else 0
                 if call.message is not None:
                     batch.append(call)
