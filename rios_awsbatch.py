@@ -522,7 +522,8 @@ def batches(things, size):
 def versions():
     """The versions that must fit between the main script and its workers, by name."""
     found = {'Python': platform.python_version(), 'rios_awsbatch': __version__}
-    for name in ('cloudpickle', 'numpy'):
+    of_use = 'rios' in sys.modules or 'RIOSRun' in os.environ       # to the main script, which asks
+    for name in ['cloudpickle', 'numpy'] + ['rios'] * of_use:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
@@ -533,12 +534,12 @@ def mismatch(main, worker):
     A sentence on why pickles cannot travel between two sets of :func:`versions`; None where they can.
 
     Functions travel as bytecode, which is that of one minor version of Python. numpy 2 renamed the
-    module that arrays are unpickled with; 1.26 knows both names. The rest is our own protocol.
+    module that arrays are unpickled with; 1.26 knows both names. RIOS 2 has other classes than RIOS 1.4.
     """
     def parts(found, name, count):
         return [int(part) for part in found[name].split('.')[:count]]
 
-    for name, count in (('Python', 2), ('rios_awsbatch', 2), ('cloudpickle', 1), ('numpy', 1)):
+    for name, count in {'Python': 2, 'rios_awsbatch': 2, 'cloudpickle': 1, 'numpy': 1, 'rios': 1}.items():
         if name not in main or name not in worker or parts(main, name, count) == parts(worker, name, count):
             continue
         if name == 'numpy' and min(parts(main, name, 2), parts(worker, name, 2)) >= [1, 26]:

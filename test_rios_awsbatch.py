@@ -435,6 +435,9 @@ def test_repeated_results_count_once(executor):
     ({'numpy': '2.1.0'}, {'numpy': '1.24.2'}, 'numpy'),
     ({'numpy': '2.1.0'}, {'numpy': '1.26.4'}, None),
     ({'numpy': '2.1.0'}, {}, None),
+    ({'rios': '1.4.17'}, {'rios': '2.0.9'}, 'rios 1.4.17, but .* rios 2.0.9'),
+    ({'rios': '2.0.9'}, {'rios': '2.1dev'}, None),
+    ({}, {'rios': '2.0.9'}, None),
     ({'cloudpickle': '3.1.1'}, {'cloudpickle': '2.2.0'}, 'cloudpickle'),
     ({'rios_awsbatch': '1.0.0'}, {'rios_awsbatch': '1.0.3'}, None),
     ({'rios_awsbatch': '1.0.0'}, {'rios_awsbatch': '1.1.0'}, 'build.sh')])
