@@ -110,8 +110,7 @@ FUNCTION_BYTES = 4096       # a function that is no larger travels with each cal
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
 PREPARERS = 4               # threads that compress and upload calls ahead of the one that sends them
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
-# What takes long to import: workers do that first, if the main script has imported it too.
-HEAVY_MODULES = ('numpy', 'osgeo.gdal_array', 'rios.applier')
+HEAVY_MODULES = ('numpy', 'osgeo.gdal_array', 'rios.applier')   # imported first, if the main script has them
 
 # Limits of AWS: "Amazon SQS message quotas" in the SQS developer guide, and the models of
 # sqs:SendMessageBatch, sqs:CreateQueue, s3:DeleteObjects and batch:SubmitJob in botocore.
@@ -125,7 +124,6 @@ MAX_ARRAY = 10000                   # children of an array job
 MIN_TIMEOUT = 60                    # seconds of a job
 STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
 
-# Why a worker that should be there is not: what users find most often.
 RUNNABLE_CAUSES = (
     'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
     'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
@@ -229,7 +227,7 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **checksums)
-    client = (session or boto3).client(service, region_name=region, config=config)
+    client = (session or boto3.session.Session()).client(service, region_name=region, config=config)
     if requests is not None:
         client.meta.events.register('before-send.' + service, lambda event_name, **kwargs: requests.update(
             [event_name.partition('.')[2]]))
@@ -442,7 +440,8 @@ class Channel:
             try:
                 data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
                 return _checked(data, digest, 'object ' + name)
-            except (botocore.exceptions.IncompleteReadError, *_CONNECTION_ERRORS):
+            except (botocore.exceptions.IncompleteReadError, botocore.exceptions.ReadTimeoutError,
+                    botocore.exceptions.ResponseStreamingError):
                 if attempt == 5:
                     raise
             except botocore.exceptions.ClientError as error:
@@ -1545,12 +1544,9 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
     def stats(self):
         """
-        What a progress line shows.
-
-        Returns:
-            dict: the 'run' id, 'workers' asked for, 'workers_up' now, those that were 'lost' and 'replaced',
-            calls 'done' and 'outstanding', 'blocks_per_worker' (worker to count) and 'requests', the AWS
-            requests that this script (not its workers) made for the run (int).
+        What a progress line shows (dict): the 'run' id, 'workers' asked for, 'workers_up' now, those that are
+        'lost' and 'replaced', calls 'done' and 'outstanding', 'blocks_per_worker' (worker to count) and
+        'requests', the AWS requests that this script (not its workers) made for the run (int).
         """
         run = self._run
         return {'run': run.id, 'workers': run.workers, 'workers_up': len(run.up), 'lost': run.lost,
@@ -1586,7 +1582,6 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         with contextlib.suppress(ValueError):
             _entered.remove(self)
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
-        return False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1890,9 +1885,13 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         return iter(buffer.popNextBlock, None)
 
     def _drain(self, buffer):
-        buffer.insertTimeout = 1        # readers would wait for room for ever
-        with contextlib.suppress(Exception):
-            list(self.ready)
+        """Let readers end, which would wait for room for ever; not only once, as one may miss its turn."""
+        buffer.insertTimeout, buffer.popTimeout = 1, 2
+
+        def drain():
+            with contextlib.suppress(Exception):
+                collections.deque(self.ready, maxlen=0)
+        threading.Thread(target=drain, daemon=True).start()
 
     def _send(self):
         """Send the blocks that there are, while there is room."""

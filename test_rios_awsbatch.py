@@ -487,6 +487,13 @@ def test_what_cannot_be_pickled_is_one_sentence(kept):
 # The stack, and errors of AWS
 # ---------------------------------------------------------------------------------------------
 
+def test_who_logs_in_again_needs_no_new_process(monkeypatch):
+    for key in 'OLD', 'NEW':
+        monkeypatch.setenv('AWS_ACCESS_KEY_ID', key)
+        used = rios_awsbatch.make_client('cloudformation')._request_signer._credentials
+        assert used.access_key == key
+
+
 SAYS_ERROR = '''
     try:
         rios_awsbatch.AWSBatchExecutor(1)

@@ -71,7 +71,7 @@ class Computer:
     def run(self):
         if os.environ.get('RIOSOutput'):
             sys.stdout = self.output
-        for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
+        for name in [*os.environ.get('RIOSModules', '').split(), 'rios_awsbatch']:      # what calls will need
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self.pipe.send(('ready', b'', ()))
@@ -236,8 +236,7 @@ class Worker:
         self.channel = rios_awsbatch.Channel(
             env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
             env['RIOSOutQueue'], env['RIOSRegion'])
-        self.process, self.pipe = process, pipe     # the computer
-        self.memory_kills = out_of_memory()
+        self.process, self.pipe, self.memory_kills = process, pipe, 0       # the computer
         self.idle = float(env.get('RIOS_NOMSG_TIMEOUT') or 3600)
         self.visibility, self.lease = int(env['RIOSVisibility']), float(env['RIOSLease'])
         self.tries, self.receives = map(int, env['RIOSTries'].split())
@@ -269,6 +268,8 @@ class Worker:
         try:
             while self._next():
                 self._compute(self.current)
+            self.outbox.put(None)
+            threads[0].join()
         finally:                                # on SIGTERM too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.outbox.put(None)
@@ -294,9 +295,7 @@ class Worker:
                 answer['kind'], task.payload = self._ask_computer(task)
                 break
             except (EOFError, OSError):
-                status, before = self.process.wait(), self.memory_kills
-                self.memory_kills = out_of_memory()
-                how = how_it_ended(status, self.memory_kills > before)
+                how = how_it_ended(self.process.wait(), out_of_memory() > self.memory_kills)
             except rios_awsbatch.Refused as refused:    # the function
                 how = TAMPERED.format(refused)
             self._say('note', text='{}, try {} of {}: {}.'.format(label, answer['tries'], self.tries, how))
@@ -319,6 +318,7 @@ class Worker:
     def _ask_computer(self, task):
         """What the computer says of a call: ('result' or 'error', a pickle); EOFError, OSError if it dies."""
         self.pipe.send((task.header, task.payload))
+        self.memory_kills = out_of_memory()
         while True:
             while not self.pipe.poll(0.2):      # what it has left running may hold the pipe open
                 if self.process.poll() is not None and not self.pipe.poll(0):
@@ -343,6 +343,7 @@ class Worker:
             with self.changed:
                 ahead, left = AHEAD_SECONDS + self.download, sum(self.pace for _ in self.ready)
                 busy = bool(self.current or self.ready)
+                last = time.monotonic() if busy else last
                 if self.current:        # one that is late is expected to be so for as long again
                     left += abs(self.started + self.pace - time.monotonic())
                     if self.ready and left - self.pace > ahead + HOLD_SECONDS:
@@ -358,9 +359,7 @@ class Worker:
             self.held.update(message['ReceiptHandle'] for message in messages)
             for message in messages:
                 self._take(message)
-            if messages or busy:
-                last = time.monotonic()
-            elif time.monotonic() - last > self.idle:
+            if not messages and time.monotonic() - last > self.idle:
                 log.info('No message for %d s: exiting', self.idle)
                 self.stopping = True
         with self.changed:

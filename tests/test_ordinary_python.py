@@ -428,6 +428,15 @@ def test_killed_worker_is_not_told_as_lack_of_memory():
     assert not re.search('memory|--mem', str(error)), str(error)
 
 
+def test_exception_arrives_though_nothing_can_be_imported_any_more():
+    """As when a function has used up all files that a process may have."""
+    def fails():
+        sys.path.clear()
+        raise ValueError('mine')
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        assert repr(executor.submit(fails).exception(PATIENCE)) == "ValueError('mine')"
+
+
 def test_child_of_the_main_script_is_told_that_the_executor_is_its_parents(tmp_path):
     ends_well(main_script(tmp_path, '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:

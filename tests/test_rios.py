@@ -429,7 +429,7 @@ apply(unlucky, options)
 '''
 
 
-@every(styles=['two-calls', 'default', 'workers-read-0'])
+@every(styles=['two-calls', 'default', 'workers-read-0', 'main-reads-2'])
 def test_user_exception_surfaces_as_rios_users_know_it(source, style_name, folder):
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + FAILING, STYLES[style_name])
     assert status == 1
