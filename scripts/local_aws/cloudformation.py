@@ -8,6 +8,7 @@ what it has to a template: the new one, the old one (roll-back) or one without r
 
 A stack of moto's gets `made`, its resources by logical id and name, and `failed`, what was wrong with the
 first that failed. A resource map gets `stack`, and `used`: those of `made` that its template has."""
+import threading
 import uuid
 
 from moto.cloudformation import models, parsing
@@ -15,6 +16,7 @@ from moto.ec2.models import ec2_backends
 
 from local_aws import ACCOUNT, AwsError
 
+CHANGING = threading.Lock()          # moto's dictionaries, by one stack at a time
 ROLLBACK = {'CREATE': 'ROLLBACK', 'UPDATE': 'UPDATE_ROLLBACK'}
 
 
@@ -119,27 +121,27 @@ def nothing(stack):
 
 def bring(stack, template, parameters):
     """Bring the stack to the template; the logical ids of resources that should go and cannot."""
-    stack.failed = None
-    resources = map_of(stack, template, parameters)
-    resources.create(template)
-    outputs = parsing.OutputMap(resources, template, stack.stack_id)
-    list(outputs.values())
-    stack.resource_map, stack.output_map = resources, outputs
-    stack.template_dict, stack.description = template, template.get('Description')
-    # As they were resolved: a default that nobody gave can be a previous value too.
-    stack.parameters = resources.resolved_parameters
-    doomed = [made for key, made in stack.made.items() if key not in resources.used][::-1]
-    while True:                                  # whatever their order, as long as one goes
-        reasons = {made: remove(stack, made) for made in doomed}
-        left = [made for made in doomed if reasons[made]]
-        if len(left) in (0, len(doomed)):
-            break
-        doomed = left
-    for made in left:
-        made.event(stack, 'DELETE_FAILED', reasons[made])
-        resources._resource_json_map[made.logical_id] = {'Type': made.kind}
-        resources._parsed_resources[made.logical_id] = made.resource
-    return [made.logical_id for made in left]
+    with CHANGING:
+        stack.failed = None
+        resources = map_of(stack, template, parameters)
+        resources.create(template)
+        outputs = parsing.OutputMap(resources, template, stack.stack_id)
+        list(outputs.values())
+        stack.resource_map, stack.output_map = resources, outputs
+        stack.template_dict, stack.description = template, template.get('Description')
+        stack.parameters = resources.resolved_parameters        # a default can be a previous value too
+        doomed = [made for key, made in stack.made.items() if key not in resources.used][::-1]
+        while True:                                  # whatever their order, as long as one goes
+            reasons = {made: remove(stack, made) for made in doomed}
+            left = [made for made in doomed if reasons[made]]
+            if len(left) in (0, len(doomed)):
+                break
+            doomed = left
+        for made in left:
+            made.event(stack, 'DELETE_FAILED', reasons[made])
+            resources._resource_json_map[made.logical_id] = {'Type': made.kind}
+            resources._parsed_resources[made.logical_id] = made.resource
+        return [made.logical_id for made in left]
 
 
 def enter(stack, status, reason=None):
