@@ -156,7 +156,7 @@ _WRONG_KEY = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAcc
 _DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
            'AWS.SimpleQueueService.AccessDenied'}
 _NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
-_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # to who may not list it
+_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _CONNECTION_ERRORS = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
@@ -567,7 +567,7 @@ class _Call:
     def __init__(self, number, label, function, payload):
         self.id, self.label, self.size = number, label, len(payload)
         self.function, self.payload, self.future = function, payload, concurrent.futures.Future()
-        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # ahead of who sends it
+        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
         self.message = self.object = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
