@@ -11,8 +11,7 @@ Python executor::
         for result in executor.map(myFunction, blocks, buffersize=32):
             ...
 
-Users of RIOS (rioshome.org) do not call it themselves. They import this module and choose AWS Batch, and
-everything else in their script stays::
+Users of RIOS (rioshome.org) import this module and choose AWS Batch; all else in their script stays::
 
     import rios_awsbatch
     controls.setNumThreads(4)                  # RIOS 1.4, and RIOS 2.0
@@ -24,16 +23,14 @@ everything else in their script stays::
 What AWS needs for it is one CloudFormation stack, which ``scripts/create.sh`` creates from ``batch.yaml``,
 and one container image, which ``scripts/build.sh`` builds. ``worker.py`` is what runs in that container.
 
-A run has two SQS queues of its own, a folder ``runs/<run id>/`` in the stack's bucket, and its Batch jobs;
-nothing is shared with any other run. Its life, of which :class:`_Run` is the code::
+A run has two SQS queues, a folder ``runs/<run id>/`` in the stack's bucket, and its Batch jobs; nothing is
+shared with any other run. Its life, of which :class:`_Run` is the code, and that of a call::
 
     open ── shutdown(), end of the with statement, of the script, of all references ─▶ closing
      │                                                                                   │
      └─ no worker is left ─▶ broken: every future fails ── shutdown() ─▶ ────────────────┤
                                                                no call is left, or there │
     ended ◀─── workers stopped, queues and objects deleted ◀────────────── is a hurry ───┘
-
-and that of a call, whose future the script holds::
 
     submit ─▶ outbox ─▶ in queue ─▶ worker ─▶ out queue ─▶ future settled by the first answer
                 │          │          │
@@ -118,17 +115,10 @@ MESSAGE_BYTES = 1024 * 1024         # one message with its attributes, and one b
 BATCH_ENTRIES = 10                  # messages in a batch
 LONG_POLL_SECONDS = 20
 RETENTION_SECONDS = 14 * 86400
-DELETE_OBJECTS = 1000               # keys in one request
 DESCRIBE_JOBS = 100                 # jobs in one request
 MAX_ARRAY = 10000                   # children of an array job
 MIN_TIMEOUT = 60                    # seconds of a job
 STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
-
-RUNNABLE_CAUSES = (
-    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
-    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
-    'vCPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, '
-    '--instancetype, --mem and --vcpus.')
 
 
 class AWSBatchException(Exception):
@@ -142,77 +132,70 @@ class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchExceptio
 class _RemoteTraceback(Exception):
     """The cause of an exception that was raised in a worker: its traceback there, as text."""
     def __str__(self):
-        return '\n"""\n{}"""'.format(self.args[0])
+        return f'\n"""\n{self.args[0]}"""'
 
 
-# ---------------------------------------------------------------------------------------------
-# Errors of AWS, in the words of somebody who does not know AWS
-# ---------------------------------------------------------------------------------------------
+# ---- AWS, in the words of somebody who does not know it ----------------------------------------------
 
 AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
-_EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired'}
-_WRONG_KEY = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
-              'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
-_DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
-           'AWS.SimpleQueueService.AccessDenied'}
-_NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
-_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
+# What AWS, or botocore in the name of an exception, calls what it means.
+_EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired', 'SSOError',
+            'TokenRetrievalError', 'CredentialRetrievalError'}
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
-_CONNECTION_ERRORS = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
+_AWAY = {'HTTPClientError', 'ConnectionError'}
+_CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
+_NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
+_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
 _LOG_IN = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or '
            'AWS_PROFILE.')
+_MEANINGS = (
+    ({'ProfileNotFound'}, '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'),
+    (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
+    ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
+    ({'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId', 'SignatureDoesNotMatch',
+      'InvalidSignatureException', 'AuthFailure'}, 'AWS does not accept your credentials ({}). ' + _LOG_IN),
+    ({'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
+      'AWS.SimpleQueueService.AccessDenied'},
+     'AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy of the '
+     'stack\'s output BatchMainPolicyArn to your user or role.'),
+    ({'NoSuchBucket'}, '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'),
+    (_THROTTLED, 'AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, '
+                 'another program in the same account makes too many requests.'),
+    (_AWAY | {'InvalidRegionError'}, 'AWS cannot be reached ({}). Check the network connection, a proxy, and '
+                                     'that RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.'))
+RUNNABLE_CAUSES = (
+    'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
+    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
+    'vCPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, '
+    '--instancetype, --mem and --vcpus.')
+# What Batch says of a job that has ended, and what to do about it.
+_ADVICE = (
+    ('OutOfMemory', 'It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh '
+                    '--mem".'),
+    ('CannotPullContainer', 'The image is not in the repository: "scripts/build.sh" builds and pushes it.'),
+    ('exec format error', 'The image is for another kind of processor: "scripts/build.sh --platform".'),
+    ('Host EC2', 'Its instance was taken away, as happens to Spot instances.'),
+    ('timeout', 'The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'))
 
 
-def error_code(error):
-    """The error code of a botocore ClientError, '' for any other exception."""
-    return getattr(error, 'response', {}).get('Error', {}).get('Code', '')
+def is_one_of(error, names):
+    """Whether an error of botocore, by its code or as an exception, is one of those that are named."""
+    code = getattr(error, 'response', {}).get('Error', {}).get('Code', '')
+    return not names.isdisjoint([code, *(kind.__name__ for kind in type(error).__mro__)])
 
 
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
     status = getattr(error, 'response', {}).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-    return isinstance(error, _CONNECTION_ERRORS) or status >= 500 or error_code(error) in _THROTTLED
-
-
-def is_expired(error):
-    """Whether an error of botocore passes when the user logs in again."""
-    exceptions = botocore.exceptions
-    return error_code(error) in _EXPIRED or isinstance(error, (
-        exceptions.SSOError, exceptions.TokenRetrievalError, exceptions.CredentialRetrievalError))
+    return status >= 500 or is_one_of(error, _AWAY | _THROTTLED)
 
 
 def explain(error, doing):
     """An :class:`AWSBatchException` that a user can act on, for one of botocore while `doing` something."""
-    code, exceptions = error_code(error), botocore.exceptions
-    if isinstance(error, exceptions.ProfileNotFound):
-        text = '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'
-    elif is_expired(error):
-        text = 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN
-    elif isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
-        text = 'No AWS credentials were found ({}). ' + _LOG_IN
-    elif code in _WRONG_KEY:
-        text = 'AWS does not accept your credentials ({}). ' + _LOG_IN
-    elif code in _DENIED:
-        text = ('AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy '
-                'of the stack\'s output BatchMainPolicyArn to your user or role.')
-    elif code == 'NoSuchBucket':
-        text = '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'
-    elif code in _THROTTLED:
-        text = ('AWS refuses more requests for the moment ({}). Try again in a minute; if it stays so, '
-                'another program in the same account makes too many requests.')
-    elif isinstance(error, (exceptions.InvalidRegionError, *_CONNECTION_ERRORS)):
-        text = ('AWS cannot be reached ({}). Check the network connection, a proxy, and that '
-                'RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.')
-    else:
-        text = '{}'
-    return AWSBatchException('Error when {} (stack {}, region {}): {}'.format(
-        doing, STACK_NAME, REGION, text.format(error)))
+    meaning = next((text for names, text in _MEANINGS if is_one_of(error, names)), '{}').format(error)
+    return AWSBatchException(f'Error when {doing} (stack {STACK_NAME}, region {REGION}): {meaning}')
 
-
-# ---------------------------------------------------------------------------------------------
-# The stack
-# ---------------------------------------------------------------------------------------------
 
 def make_client(service, requests=None, session=None, region=REGION, attempts=8):
     """A boto3 client for many threads, patient with AWS; `requests` (Counter) counts what it asks for."""
@@ -242,33 +225,33 @@ def getStackOutputs():
         AWSBatchException: there is no such stack, it is not ready, it is not one of ours, or AWS
             could not be asked.
     """
-    where = 'stack "{}" in region {}'.format(STACK_NAME, REGION)
+    where = f'stack "{STACK_NAME}" in region {REGION}'
     variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
     try:
         # Somebody waits for it, and nothing is lost: so it is soon said that AWS cannot be reached.
         client = make_client('cloudformation', attempts=3)
         stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
-        if error_code(error) == 'ValidationError':
-            raise AWSBatchException('There is no {}. {}; "scripts/create.sh --wait" creates one.'.format(
-                where, variables)) from None
+        if is_one_of(error, {'ValidationError'}):
+            raise AWSBatchException(
+                f'There is no {where}. {variables}; "scripts/create.sh --wait" creates one.') from None
         raise explain(error, 'reading the stack outputs') from error
     status = stack['StackStatus']
     if status in ('CREATE_IN_PROGRESS', 'REVIEW_IN_PROGRESS'):
-        raise AWSBatchException('The {} is still being created. Wait until "scripts/status.sh" says '
-                                'CREATE_COMPLETE, and try again.'.format(where))
-    if status.startswith(('ROLLBACK', 'DELETE')) or status == 'CREATE_FAILED':
-        raise AWSBatchException('The {} cannot be used: it is in state {}. Delete it with "scripts/delete.sh '
-                                '--wait" and create it again with "scripts/create.sh --wait".'.format(
-                                    where, status))
+        raise AWSBatchException(f'The {where} is still being created. Wait until "scripts/status.sh" says '
+                                'CREATE_COMPLETE, and try again.')
+    if status.startswith(('ROLLBACK', 'DELETE', 'CREATE_FAILED')):
+        raise AWSBatchException(f'The {where} cannot be used: it is in state {status}. Delete it with '
+                                '"scripts/delete.sh --wait" and create it again with "scripts/create.sh '
+                                '--wait".')
     outputs = {out['OutputKey']: out['OutputValue'] for out in stack.get('Outputs', [])}
-    missing = [name for name in ('BatchBucket', 'BatchProcessingJobQueueName', 'BatchMaxJobs',
-                                 'BatchProcessingJobDefinitionName') if name not in outputs]
+    missing = ' and no '.join(name for name in (
+        'BatchBucket', 'BatchProcessingJobQueueName', 'BatchMaxJobs', 'BatchProcessingJobDefinitionName')
+        if name not in outputs)
     if missing:
         raise AWSBatchException(
-            'The {} has no output {}, so it was not created from this version\'s batch.yaml. {}; '
-            '"scripts/modify.sh" updates an older stack of rios_awsbatch.'.format(
-                where, ' and no '.join(missing), variables))
+            f'The {where} has no output {missing}, so it was not created from this version\'s batch.yaml. '
+            f'{variables}; "scripts/modify.sh" updates an older stack of rios_awsbatch.')
     return outputs
 
 
@@ -276,33 +259,19 @@ def _require_image(stack):
     """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
     repository = stack.get('BatchECR', '').rpartition('/')[2]
     try:
-        make_client('ecr').describe_images(
-            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
+        make_client('ecr').describe_images(repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
     except AWS_ERRORS as error:
-        if error_code(error) in ('ImageNotFoundException', 'RepositoryNotFoundException'):
-            raise AWSBatchException('There is no image for the workers in the repository {} of stack {} yet. '
-                                    '"scripts/build.sh" builds and pushes it.'.format(
-                                        repository, STACK_NAME)) from None
+        if is_one_of(error, {'ImageNotFoundException', 'RepositoryNotFoundException'}):
+            raise AWSBatchException(
+                f'There is no image for the workers in the repository {repository} of stack {STACK_NAME} '
+                'yet. "scripts/build.sh" builds and pushes it.') from None
         log.debug('Whether there is an image cannot be seen: %s', error)     # Batch will say
 
 
-# ---------------------------------------------------------------------------------------------
-# What travels between the main script and its workers
-# ---------------------------------------------------------------------------------------------
+# ---- What travels between the main script and its workers --------------------------------------------
 
 class Refused(Exception):
     """A message or an object that this run did not make. It is never unpickled."""
-
-
-def dumps(thing):
-    """Pickle anything that cloudpickle can, lambdas and functions of the script included."""
-    # In a child that multiprocessing has spawned, this is the name of the main script.
-    main = sys.modules.get('__mp_main__')
-    if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
-        cloudpickle.register_pickle_by_value(main)
-    with io.BytesIO() as file:
-        _Pickler(file, protocol=5).dump(thing)
-        return file.getvalue()
 
 
 def _reduce_cached(fn):
@@ -337,6 +306,34 @@ class _Results(pickle.Unpickler):
         return lambda cls, state: cls if weakref.ref(cls) in known else found(cls, state)
 
 
+def dumps(thing):
+    """Pickle anything that cloudpickle can, lambdas and functions of the script included."""
+    # In a child that multiprocessing has spawned, this is the name of the main script.
+    main = sys.modules.get('__mp_main__')
+    if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
+        cloudpickle.register_pickle_by_value(main)
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=5).dump(thing)
+        return file.getvalue()
+
+
+def _pickled(thing, what):
+    try:
+        return dumps(thing)
+    except Exception as error:
+        raise AWSBatchException(
+            f'{what} cannot be pickled, so it cannot travel to a worker: {_told(error)}. Open files, GDAL '
+            'datasets, locks and connections must be made inside the function.') from error
+
+
+def _told(error):
+    """Type and text of any exception, also of one whose __str__ fails (str)."""
+    try:
+        return f'{type(error).__name__}: {error}'
+    except Exception:
+        return type(error).__name__
+
+
 def pack(data):
     """
     Compress a pickle of pixels; the same bytes if that does not make them smaller, or not a sample of them.
@@ -357,10 +354,10 @@ def pack(data):
 
 def unpack(packed):
     """What :func:`pack` has made smaller."""
-    sorted_bytes = io.BytesIO(zlib.decompress(packed))
-    data = bytearray(len(sorted_bytes.getbuffer()))
+    places = io.BytesIO(zlib.decompress(packed))
+    data = bytearray(len(places.getbuffer()))
     for place in range(4):
-        data[place::4] = sorted_bytes.read(len(range(place, len(data), 4)))
+        data[place::4] = places.read(len(range(place, len(data), 4)))
     return bytes(data)
 
 
@@ -378,8 +375,7 @@ class Channel:
     def __init__(self, run, key, bucket, in_queue, out_queue, region):
         self.run, self.key, self.bucket, self.region = run, key, bucket, region
         self.in_queue, self.out_queue = in_queue, out_queue
-        self.folder = 'runs/{}/'.format(run)
-        self.requests = collections.Counter()
+        self.folder, self.requests = f'runs/{run}/', collections.Counter()
         self.connect()
 
     def connect(self):
@@ -404,13 +400,13 @@ class Channel:
         header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed),
                       packed=packed is not payload)
         if len(packed) > INLINE_BYTES:
-            header['object'] = '{}{}-{}-{}'.format(self.folder, header['kind'], header.get('id'), digest)
+            header['object'] = f'{self.folder}{header["kind"]}-{header.get("id")}-{digest}'
             self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=packed)
             if 'uploaded' in header:
                 header['uploaded'] = time.time()
             packed = b''
         text = json.dumps(header, separators=(',', ':'))
-        message = {'MessageBody': '{}\n{}'.format(self.sign(text), text)}
+        message = {'MessageBody': f'{self.sign(text)}\n{text}'}
         if packed:
             message['MessageAttributes'] = {'p': {'DataType': 'Binary', 'BinaryValue': packed}}
         return message, header
@@ -422,7 +418,7 @@ class Channel:
             raise Refused('its signature is wrong')
         header = json.loads(text)
         if (header['run'], header['to']) != (self.run, to):
-            raise Refused('it is for the {} of run {}'.format(header['to'], header['run']))
+            raise Refused(f'it is for the {header["to"]} of run {header["run"]}')
         return header
 
     def payload(self, header, message):
@@ -440,18 +436,15 @@ class Channel:
             try:
                 data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
                 return _checked(data, digest, 'object ' + name)
-            except (botocore.exceptions.IncompleteReadError, botocore.exceptions.ReadTimeoutError,
-                    botocore.exceptions.ResponseStreamingError):
-                if attempt == 5:
+            except AWS_ERRORS as error:
+                if is_one_of(error, _NO_OBJECT):
+                    raise Refused(f'object {name} is not there') from error
+                if attempt == 5 or not is_one_of(error, _CUT):
                     raise
-            except botocore.exceptions.ClientError as error:
-                if error_code(error) in _NO_OBJECT:
-                    raise Refused('object {} is not there'.format(name)) from error
-                raise
 
     def blob(self, digest):
         """Where something that calls share lies: a function, for instance."""
-        return '{}shared-{}'.format(self.folder, digest)
+        return f'{self.folder}shared-{digest}'
 
     def send(self, queue_url, messages):
         """Send messages (any number) in as few requests as AWS allows; all are sent when this returns."""
@@ -464,8 +457,8 @@ class Channel:
             failed = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=some).get('Failed', [])
             for entry in failed:
                 if entry.get('SenderFault'):
-                    raise AWSBatchException('AWS SQS refused a message: {} {}'.format(
-                        entry.get('Code'), entry.get('Message', '')))
+                    raise AWSBatchException(
+                        f'AWS SQS refused a message: {entry.get("Code")} {entry.get("Message", "")}')
             if failed:
                 names = {entry['Id'] for entry in failed}
                 entries[:0] = [entry for entry in some if entry['Id'] in names]
@@ -482,17 +475,17 @@ class Channel:
         """Delete received messages, given their receipt handles (any number)."""
         self._each(self.sqs.delete_message_batch, queue_url, receipts)
 
+    def hide(self, receipts, seconds):
+        """Hide received calls from other workers for so long; 0 gives them back, and SQS counts it."""
+        self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
+                   VisibilityTimeout=seconds)
+
     def give_back(self, messages):
         """Let others have calls that were received: as new messages, since SQS counts how often one was."""
         self.send(self.in_queue, [
             {'MessageBody': message['Body'], 'MessageAttributes': message.get('MessageAttributes', {})}
             for message in messages])
         self.delete(self.in_queue, [message['ReceiptHandle'] for message in messages])
-
-    def hide(self, receipts, seconds):
-        """Hide received calls from other workers for so long; 0 gives them back, and SQS counts it."""
-        self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
-                   VisibilityTimeout=seconds)
 
     @staticmethod
     def _each(request, queue_url, receipts, **more):
@@ -503,7 +496,7 @@ class Channel:
 
 def _checked(data, digest, what):
     if hashlib.sha256(data).hexdigest() != digest:
-        raise Refused('{} is not what was signed'.format(what))
+        raise Refused(f'{what} is not what was signed')
     return data
 
 
@@ -535,18 +528,15 @@ def mismatch(main, worker):
     Functions travel as bytecode, which is that of one minor version of Python. numpy 2 renamed the
     module that arrays are unpickled with; 1.26 knows both names. RIOS 2 has other classes than RIOS 1.4.
     """
-    def parts(found, name, count):
-        return [int(part) for part in found[name].split('.')[:count]]
-
-    for name, count in {'Python': 2, 'rios_awsbatch': 2, 'cloudpickle': 1, 'numpy': 1, 'rios': 1}.items():
-        if name not in main or name not in worker or parts(main, name, count) == parts(worker, name, count):
-            continue
-        if name == 'numpy' and min(parts(main, name, 2), parts(worker, name, 2)) >= [1, 26]:
-            continue
-        return ('The main script has {0} {1}, but the workers\' image has {0} {2}, and calls cannot travel '
-                'between the two. Build the image again with "scripts/build.sh" (BASE_IMAGE and PIP_PACKAGES '
-                'choose versions), or run the main script as a job with "scripts/build.sh --main" and '
-                '"scripts/submit.sh".'.format(name, main[name], worker[name]))
+    for name, count in {'Python': 2, 'rios_awsbatch': 2, 'cloudpickle': 1, 'numpy': 2, 'rios': 1}.items():
+        if name in main and name in worker:
+            ours, theirs = ([int(part) for part in found[name].split('.')[:count]] for found in (main, worker))
+            fit = name == 'numpy' and (ours[0] == theirs[0] or min(ours, theirs) >= [1, 26])
+            if ours != theirs and not fit:
+                return (f'The main script has {name} {main[name]}, but the workers\' image has {name} '
+                        f'{worker[name]}, and calls cannot travel between the two. Build the image again '
+                        'with "scripts/build.sh" (BASE_IMAGE and PIP_PACKAGES choose versions), or run the '
+                        'main script as a job with "scripts/build.sh --main" and "scripts/submit.sh".')
     return None
 
 
@@ -555,38 +545,22 @@ def _shared(token):
     return sys.modules['__main__'].shared(token)        # worker.py
 
 
-# ---------------------------------------------------------------------------------------------
-# A run
-# ---------------------------------------------------------------------------------------------
+# ---- A run -------------------------------------------------------------------------------------------
 
-class _Call:
-    """A call that has been submitted and not been answered."""
-    __slots__ = ('id', 'future', 'label', 'size', 'bytes', 'function', 'payload', 'prepared', 'message',
-                 'object', 'queued', 'sent', '_unclaimed')
-
+class _Call(concurrent.futures.Future):
+    """A call, which is the future that the script holds."""
     def __init__(self, number, label, function, payload):
+        super().__init__()
         self.id, self.label, self.size = number, label, len(payload)
-        self.function, self.payload, self.future = function, payload, concurrent.futures.Future()
+        self.function, self.payload = function, payload
         self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
-        self.message = self.object = self.bytes = self.sent = None
+        self.message = self.bytes = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
 
     def claim(self):
-        """Whether the caller is to settle the future: only the first is, and nobody if it was cancelled."""
-        return self._unclaimed.acquire(blocking=False) and self.future.set_running_or_notify_cancel()
-
-
-class _BatchJob:
-    """A Batch job of the run: an array of workers, or a plain one for one. Worker `first` is its child 0."""
-    def __init__(self, job_id, first, size):
-        self.id, self.first, self.size = job_id, first, size
-        self.ended = set()          # children
-        self.summary = None         # Batch's, when the children were last looked at
-        self.submitted = time.monotonic()
-
-    def child(self, index):
-        return '{}:{}'.format(self.id, index) if self.size > 1 else self.id
+        """Whether the caller is to settle it: only the first is, and nobody if it was cancelled."""
+        return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()
 
 
 class _Run:
@@ -597,14 +571,14 @@ class _Run:
     """
     def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition):
         self.pid, self.began = os.getpid(), time.time()
-        self.id = '{}-{}'.format(time.strftime('%Y%m%dT%H%M%S', time.gmtime()), secrets.token_hex(4))
+        self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
         # A stack name has no underscore, so these names never begin with another stack's.
-        self.name = '{}_{}'.format(STACK_NAME, self.id)
+        self.name = f'{STACK_NAME}_{self.id}'
         self.report = _open_report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
         self.start_timeout, self.tell_after = _start_timeout(), TELL_SECONDS
         if len(STACK_NAME) > STACK_NAME_CHARS:
-            raise AWSBatchException('The stack name "{}" is longer than {} characters, which is too long for '
-                                    'the names of its queues.'.format(STACK_NAME, STACK_NAME_CHARS))
+            raise AWSBatchException(f'The stack name "{STACK_NAME}" is longer than {STACK_NAME_CHARS} '
+                                    'characters, which is too long for the names of its queues.')
         self.stack = getStackOutputs()
         most = int(self.stack['BatchMaxJobs'])
         self.workers, self.vcpus = workers or most, vcpus or self.stack.get('BatchVCPUS')
@@ -626,22 +600,24 @@ class _Run:
         self.large = queue.SimpleQueue()    # those of them that want preparation
         self.backlog = 0                    # bytes in the outbox, more or less
         self.stored = set()                 # digests of what lies in the run's folder for all calls
-        self.spent = collections.deque()    # objects of answered calls, to be deleted
         self.revoked = set()                # ids of cancelled calls that are in the queue
         self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
-        self.jobs = {}                      # Batch jobs that have not ended, by their ids
-        self.up = {}                        # workers that are up: number (str) to start
-        self.starts = set()                 # all of them that there were
-        self.quiet = set()                  # those that have said why they end
-        self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, child)
+        self.jobs = {}                      # Batch jobs by id: (the worker's number, when it was submitted)
+        self.up = set()                     # workers that are up, by their numbers (str)
+        self.starts = set()                 # each with when it was started, and started again
+        self.quiet = set()                  # workers that have said that they end
+        self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, job)
         self.answers = []                   # the worker of each call that is answered
         self.started = self.lost = self.awaited = 0
         self.killed = self.failed = 0       # workers that have ended since the last answer
         self.doomed = self.closing = self.hurry = False
-        self.broken = self.told = None
-        self.channel, self.writers = None, []       # threads that write objects
+        self.broken = self.told = self.channel = None
         self.ended = threading.Event()      # the threads stop
         self.clean = threading.Event()      # nothing is left
+        threads = [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+                   for loop in (self._renew, *[self._prepare] * PREPARERS, self._send, self._keep,
+                                *[self._collect] * COLLECTORS)]
+        self.writers = []                   # those of them that write objects
         try:
             self._start(initializer, memory)
         except BaseException as error:
@@ -649,31 +625,28 @@ class _Run:
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from error
             raise
-        threads = [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
-                   for loop in (self._renew, *[self._prepare] * PREPARERS, self._send, self._keep,
-                                *[self._collect] * COLLECTORS)]
         self.writers = threads[:1 + PREPARERS]
         for thread in threads:
             thread.start()
         _runs.add(self)
 
     def _start(self, initializer, memory):
-        self.channel = Channel(
+        self.channel = channel = Channel(
             self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
-        self.batch = self.channel.client('batch')
+        self.batch = channel.client('batch')
         self._put_lease()
         for name in ('in', 'out'):
-            url = self.channel.sqs.create_queue(
-                QueueName='{}_{}'.format(self.name, name),
+            url = channel.sqs.create_queue(
+                QueueName=f'{self.name}_{name}',
                 Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
                             'MessageRetentionPeriod': str(RETENTION_SECONDS)},
                 tags={'Project': self.stack.get('BatchTag', 'rios')})['QueueUrl']
-            setattr(self.channel, name + '_queue', url)
+            setattr(channel, name + '_queue', url)
         self.environment = {
-            'RIOSBucket': self.channel.bucket, 'RIOSInQueue': self.channel.in_queue,
-            'RIOSOutQueue': self.channel.out_queue, 'RIOSRun': self.id, 'RIOSRunKey': self.channel.key.hex(),
-            'RIOSRegion': REGION, 'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
-            'RIOSVersions': json.dumps(versions()), 'RIOSTries': '{} {}'.format(MAX_TRIES, MAX_RECEIVES),
+            'RIOSBucket': channel.bucket, 'RIOSInQueue': channel.in_queue, 'RIOSOutQueue': channel.out_queue,
+            'RIOSRun': self.id, 'RIOSRunKey': channel.key.hex(), 'RIOSRegion': REGION,
+            'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
+            'RIOSVersions': json.dumps(versions()), 'RIOSTries': f'{MAX_TRIES} {MAX_RECEIVES}',
             'RIOSModules': ' '.join(name for name in HEAVY_MODULES if name in sys.modules),
             'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
             'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
@@ -683,20 +656,26 @@ class _Run:
         self._start_workers(self.workers)
 
     def _start_workers(self, count):
-        """Submit a job for so many workers: the first ones, and those in place of others that are gone."""
+        """Submit an array job of so many workers, which are its children; a plain job for one."""
         environment = dict(self.environment, RIOSFirst=str(self.started))
         array = {'arrayProperties': {'size': count}} if count > 1 else {}
         submitted = self.batch.submit_job(**self.job, **array, containerOverrides=dict(
             self.overrides, environment=[{'name': name, 'value': environment[name]} for name in environment]))
-        self.jobs[submitted['jobId']] = _BatchJob(submitted['jobId'], self.started, count)
+        job_id, now = submitted['jobId'], time.monotonic()
+        for index in range(count):
+            self.jobs[f'{job_id}:{index}' if array else job_id] = str(self.started + index), now
         self.started += count
         if submitted['ResponseMetadata'].get('RetryAttempts'):
             # AWS may have carried out a request whose answer was lost: one job is enough.
             found = self.batch.list_jobs(
                 jobQueue=self.job['jobQueue'], filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
             for job in found['jobSummaryList']:
-                if job['status'] not in _ENDED and job['jobId'] not in self.jobs:
+                if job['status'] not in _ENDED and job['jobId'] not in self._submitted():
                     self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+
+    def _submitted(self):
+        """The jobs of the run that have not ended, arrays as one (set of ids)."""
+        return {job_id.partition(':')[0] for job_id in self.jobs}
 
     def share(self, data):
         """Put bytes into the run's folder, once; the token by which a worker finds them."""
@@ -739,37 +718,33 @@ class _Run:
             try:
                 return request()
             except AWS_ERRORS as error:
-                no_queue = error_code(error) in _NO_QUEUE
+                no_queue, expired = is_one_of(error, _NO_QUEUE), is_one_of(error, _EXPIRED)
                 if self.over() or self.closing and no_queue:
                     break
                 # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
                 new = no_queue and time.monotonic() < self.opened + 10
-                if not (new or is_temporary(error) or is_expired(error)):
+                if not (new or expired or is_temporary(error)):
                     raise explain(error, doing) from error
-                self._tell(error, doing)
+                # It is told at once, and then every TELL_SECONDS, whichever thread notices.
+                if self.told is None or self.told[0] != expired or time.monotonic() > self.told[1]:
+                    self.told = expired, time.monotonic() + TELL_SECONDS
+                    log.warning('%s %s', explain(error, doing), 'The run goes on when you have: no block is '
+                                'lost.' if expired else 'Trying again.')
                 self.ended.wait(1)
-                if is_expired(error):       # logged in again? New clients look for it.
+                if expired:                 # logged in again? New clients look for it.
                     self.channel.connect()
                     self.batch = self.channel.client('batch')
         return None
 
-    def _tell(self, error, doing):
-        """Say that AWS is away: at once, and then every TELL_SECONDS, whichever thread notices."""
-        kind, now = is_expired(error), time.monotonic()
-        if self.told is None or self.told[0] != kind or now > self.told[1] + TELL_SECONDS:
-            self.told = kind, now
-            log.warning('%s %s', explain(error, doing),
-                        'The run goes on when you have: no block is lost.' if kind else 'Trying again.')
-
-    # Calls out ---------------------------------------------------------------------------------
+    # Calls out
 
     def submit(self, function, fn, args, kwargs):
         """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
         self._check_open()
         try:
             digest, data = function or self.pickled(fn)
-            label = _name(fn) + _label(args)
-            payload = data + _pickled((args, kwargs), 'The arguments of {}'.format(label))
+            label = _label(fn, args)
+            payload = data + _pickled((args, kwargs), f'The arguments of {label}')
         except AWSBatchException as error:
             future = concurrent.futures.Future()
             future.set_exception(error)
@@ -781,19 +756,18 @@ class _Run:
         call = _Call(next(self.ids), label, digest, payload)
         self.backlog += len(payload)
         self.calls[call.id] = call
-        future = call.future
-        future.add_done_callback(functools.partial(self._cancelled, call.id))
+        call.add_done_callback(self._cancelled)
         if call.prepared:
             self.large.put(call)
         self.outbox.put(call)
         if self.broken or self.ended.is_set():      # just now, in another thread
             self._settle_rest()
-        return future
+        return call
 
     def _check_open(self):
         if self.pid != os.getpid():
-            raise RuntimeError('This executor belongs to process {}, which made it. A forked process makes '
-                               'one of its own.'.format(self.pid))
+            raise RuntimeError(f'This executor belongs to process {self.pid}, which made it. A forked '
+                               'process makes one of its own.')
         if self.broken:
             raise BrokenAWSBatchExecutor(self.broken)
         if self.closing:
@@ -801,7 +775,7 @@ class _Run:
 
     def pickled(self, fn):
         """The function as it is now: its token, and what of it travels with each call (str, bytes)."""
-        data = _pickled(fn, 'The function {}'.format(_name(fn)))
+        data = _pickled(fn, f'The function {_name(fn)}')
         return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
 
     def _prepare(self):
@@ -823,7 +797,7 @@ class _Run:
                 call.message, header = self.persist(
                     'sending a call to the workers',
                     lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
-                call.object, call.bytes = header.get('object'), header.get('bytes')     # as it travels
+                call.bytes = header.get('bytes')            # as it travels
         except Exception as error:
             self._settle(call, error=error)
         call.payload = None
@@ -853,19 +827,14 @@ class _Run:
             self.persist('sending calls to the workers', lambda: self.channel.send(
                 self.channel.in_queue, [call.message for call in batch]))
         except AWSBatchException as error:
-            if len(batch) == 1:
-                self._settle(batch[0], error=error)
-            else:
-                for call in batch:      # which of them is to blame fails alone
-                    self._send_batch([call])
+            for call in batch:
+                self._settle(call, error=error)
         for call in batch:
             call.message = None
 
-    def _cancelled(self, number, future):
-        if future.cancelled():
-            call = self.calls.pop(number, None)
-            if call is not None:
-                self.wake.put(call)
+    def _cancelled(self, call):
+        if call.cancelled() and self.calls.pop(call.id, None):
+            self.wake.put(call)
 
     def _take_back(self):
         """Take cancelled calls out of the queue, so that no worker begins them; not a few among very many."""
@@ -885,7 +854,7 @@ class _Run:
                 break
         self.revoked.clear()
 
-    # Answers back ------------------------------------------------------------------------------
+    # Answers back
 
     def _collect(self):
         """Thread: take in what the workers send."""
@@ -913,10 +882,14 @@ class _Run:
             return {}
         kind, worker = header['kind'], header.get('worker')
         if kind == 'hello':
-            self._worker_up(worker, header)
+            self._worker_up(worker, (worker, header['start']))
+        elif kind == 'refused':     # for its versions; if the image was pushed in mid-run, the others go on
+            log.warning('Worker %s is refused. %s', worker, header['text'])
+            if not self.up:
+                self.break_off(header['text'])
         elif kind == 'bye':
             self.quiet.add(worker)
-            self.up.pop(worker, None)
+            self.up.discard(worker)
             self.channel.requests.update(header['requests'])
             self.note('ended', worker=worker, time=time.time())
             self.wake.put(None)
@@ -928,22 +901,15 @@ class _Run:
             self._answer(header, message)
         return header
 
-    def _worker_up(self, worker, header):
-        wrong = mismatch(versions(), header['versions'])
-        if wrong:                   # an image that was pushed in mid-run: the others go on
-            log.warning('Worker %s is refused. %s', worker, wrong)
-            if not self.up:
-                self.break_off(wrong)
-            return
-        if header['start'] in self.starts:      # SQS has delivered it twice
-            return
-        self.starts.add(header['start'])
-        if self.up.get(worker):
-            self._lost([worker], 'AWS Batch has started it again')
-        self.up[worker] = header['start']
-        self.note('up', worker=worker, time=time.time())
-        self.wake.put(None)
-        log.info('Worker %s is up, %d of %d', worker, len(self.up), self.workers)
+    def _worker_up(self, worker, start):
+        if start not in self.starts:            # else SQS has delivered it twice
+            self.starts.add(start)
+            if worker in self.up:
+                self._lost([worker], 'AWS Batch has started it again')
+            self.up.add(worker)
+            self.note('up', worker=worker, time=time.time())
+            self.wake.put(None)
+            log.info('Worker %s is up, %d of %d', worker, len(self.up), self.workers)
 
     def _answer(self, header, message):
         """Settle the future that a result, an error or a given-up call belongs to."""
@@ -951,29 +917,27 @@ class _Run:
         times.update((name, header.get(name)) for name in (
             'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded'))
         if call is None:            # answered before by another worker, or cancelled
-            self.note('unwanted', **times)
-            return
+            return self.note('unwanted', **times)
         error = result = None
         try:
             if header['kind'] == 'lost':
-                error = AWSBatchException('The call {} was tried {} times, and each time {}, so it is given '
-                                          'up.'.format(call.label, header['tries'], header['text']))
+                error = AWSBatchException(f'The call {call.label} was tried {header["tries"]} times, and '
+                                          f'each time {header["text"]}, so it is given up.')
             else:
                 data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
                 if data is None:
-                    return
+                    return None
                 result = _Results(io.BytesIO(data)).load()
                 if header['kind'] == 'error':
                     error, remote = result
                     error.__cause__ = _RemoteTraceback(remote)
         except Refused as refused:
             log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
-            error = AWSBatchException('The result of {} was tampered with on its way: {}.'.format(
-                call.label, refused))
+            error = AWSBatchException(f'The result of {call.label} was tampered with on its way: {refused}.')
         except BaseException as problem:        # sys.exit() in a result included
             error = AWSBatchException(
-                'The result of {} cannot be unpickled here: {}. What a function returns must be importable '
-                'by the main script too.'.format(call.label, _told(problem)))
+                f'The result of {call.label} cannot be unpickled here: {_told(problem)}. What a function '
+                'returns must be importable by the main script too.')
             error.__cause__ = problem
         for line in header.get('output', ()):
             log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
@@ -982,11 +946,6 @@ class _Run:
             self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
                       collected=time.time(), **times)
-        self.spent.extend(filter(None, (call.object, header.get('object'))))
-        if len(self.spent) >= DELETE_OBJECTS // 10:
-            with contextlib.suppress(IndexError):
-                names = [self.spent.popleft() for _ in range(len(self.spent))]
-                self.persist('deleting objects', lambda: self._delete_objects(names))
 
     def _settle(self, call, result=None, error=None, worker=None):
         """Give a future its result or exception; False where somebody else has."""
@@ -996,9 +955,9 @@ class _Run:
             self.answers.append(worker)
         try:
             if error is not None:
-                call.future.set_exception(error)
+                call.set_exception(error)
             else:
-                call.future.set_result(result)
+                call.set_result(result)
         finally:
             self.calls.pop(call.id, None)
             if self.closing:
@@ -1013,7 +972,7 @@ class _Run:
                 if self.broken:
                     self._settle(call, error=BrokenAWSBatchExecutor(self.broken))
                 else:
-                    call.future.cancel()
+                    call.cancel()
                     call.claim()
 
     def break_off(self, text):
@@ -1022,7 +981,7 @@ class _Run:
         self._settle_rest()
         self.wake.put(None)
 
-    # The pool ----------------------------------------------------------------------------------
+    # The pool
 
     def _keep(self):
         """Thread: keep the workers' number, take cancelled calls back, and clean up when the run is over."""
@@ -1055,69 +1014,51 @@ class _Run:
             if time.monotonic() >= look:
                 if (self.calls or self.awaited) and not self.broken:
                     self.persist('looking at the Batch jobs', self._look)
-                look = time.monotonic() + WATCH_SECONDS
+                look = time.monotonic() + max(WATCH_SECONDS, len(self.jobs) / DESCRIBE_JOBS)
 
     def _look(self):
         """Replace the workers that are gone, as far as there are calls for others."""
-        asked = list(self.jobs)
-        if not self.up:                     # why the first one waits, its child knows
-            asked += [job.child(min(set(range(job.size)) - job.ended)) for job in self.jobs.values()
-                      if job.size > 1]
-        found = {}
-        for some in batches(asked, DESCRIBE_JOBS):
-            found.update((job['jobId'], job) for job in self.batch.describe_jobs(jobs=some)['jobs'])
-        reasons = collections.defaultdict(list)
-        for job in list(self.jobs.values()):
-            for index, child in self._children(job, found.get(job.id)).items():
-                worker, ended = str(job.first + index), child.get('status', 'FAILED') in _ENDED
-                if index in job.ended or not (ended or worker in self.up and child['status'] != 'RUNNING'):
-                    continue
-                self.up.pop(worker, None)
-                if ended:
-                    job.ended.add(index)
-                    if _was_killed(child):
-                        self.killed += 1
-                    else:
-                        self.failed += 1
-                if worker not in self.quiet:
-                    why = _how_ended(child) if ended else 'AWS Batch starts it again'
-                    self.ends.append((why, job.child(index)))
-                    reasons[why].append(worker)
-            if len(job.ended) == job.size:
-                del self.jobs[job.id]
+        found, reasons = self._described(self.jobs), collections.defaultdict(list)
+        for job_id, (worker, submitted) in list(self.jobs.items()):
+            # One that is not there has not come into being, or Batch has forgotten it.
+            new = time.monotonic() < submitted + TELL_SECONDS
+            job = found.setdefault(job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
+            if job['status'] in _ENDED:
+                del self.jobs[job_id]
+                if _was_killed(job):
+                    self.killed += 1
+                else:
+                    self.failed += 1
+                why = _how_ended(job)
+            elif worker in self.up and job['status'] != 'RUNNING':
+                why = 'AWS Batch starts it again'
+            else:
+                continue
+            self.up.discard(worker)
+            if worker not in self.quiet:
+                self.ends.append((why, job_id))
+                reasons[why].append(worker)
         for why, workers in reasons.items():
             self._lost(workers, why)
-        alive = sum(job.size - len(job.ended) for job in self.jobs.values())
         # The more of them are killed without an answer, the more are started for the few calls that are left.
-        missing = min(self.workers, max(len(self.calls) + self.killed, self.awaited)) - alive
-        never = self.failed and not (alive or self.starts)
+        missing = min(self.workers, max(len(self.calls) + self.killed, self.awaited)) - len(self.jobs)
+        never = self.failed and not (self.jobs or self.starts)
         futile = self.killed + FAILED_COUNTS * self.failed
         if missing > 0 and never and not self.doomed:
             self.doomed = True              # a first answer may still be on its way, so look twice
         elif missing > 0 and (never or futile > MAX_KILLED * (self.workers + 10)):
-            self.break_off('No worker of run {} is left, with {} calls outstanding. {}'.format(
-                self.id, len(self.calls), self._how_workers_ended()))
+            self.break_off(f'No worker of run {self.id} is left, with {len(self.calls)} calls outstanding. '
+                           f'{self._how_workers_ended()}')
         elif missing > 0:
             log.warning('Starting %d worker%s in place of those that are gone', missing, 's' * (missing > 1))
             self._start_workers(missing)
         elif not self.up and self.jobs:
-            self._none_is_up([found[name] for name in asked if name in found])
+            self._none_is_up([found[job_id] for job_id in self.jobs])
 
-    def _children(self, job, found):
-        """What Batch says of the workers of a job, by their place in it; nothing unless it has changed."""
-        if found is None:                   # Batch has forgotten the job
-            return dict.fromkeys(range(job.size), {})
-        if job.size == 1:
-            return {0: found}
-        summary = found.get('arrayProperties', {}).get('statusSummary', {})
-        if summary == job.summary:
-            return {}
-        job.summary, children = summary, dict.fromkeys(range(job.size), {'status': 'RUNNABLE'})
-        for status in ('RUNNING', *_ENDED):
-            for page in self.batch.get_paginator('list_jobs').paginate(arrayJobId=job.id, jobStatus=status):
-                for child in page['jobSummaryList']:
-                    children[child['arrayProperties']['index']] = child
-        return children
+    def _described(self, job_ids):
+        """What Batch says of jobs (dict by id), a hundred of them in a request."""
+        return {job['jobId']: job for some in batches(list(job_ids), DESCRIBE_JOBS)
+                for job in self.batch.describe_jobs(jobs=some)['jobs']}
 
     def _lost(self, workers, why):
         """A line in the log, and in the report, for workers that were lost for one reason."""
@@ -1128,16 +1069,16 @@ class _Run:
 
     def _none_is_up(self, jobs):
         """Say every now and then why no worker is up; end the run if none ever will be."""
-        waited = time.monotonic() - min(job.submitted for job in self.jobs.values())
-        reasons = list(dict.fromkeys(job['statusReason'] for job in jobs if job.get('statusReason')))
-        said = 'AWS Batch says: {}. '.format('; '.join(reasons)) if reasons else ''
+        waited = time.monotonic() - min(submitted for _, submitted in self.jobs.values())
+        reasons = list(dict.fromkeys(filter(None, (job.get('statusReason') for job in jobs))))
+        said = f'AWS Batch says: {"; ".join(reasons)}. ' if reasons else ''
         if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
                for job in jobs):
-            self.break_off('No worker can start. {}Ask for less with "scripts/modify.sh --mem" and --vcpus, '
-                           'or for other instances with --instancetype.'.format(said))
+            self.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem" and '
+                           '--vcpus, or for other instances with --instancetype.')
         elif waited > self.start_timeout:
-            self.break_off('No worker has come up within {:g} seconds (RIOS_AWSBATCH_START_TIMEOUT). '
-                           '{}{}'.format(self.start_timeout, said, RUNNABLE_CAUSES))
+            self.break_off(f'No worker has come up within {self.start_timeout:g} seconds '
+                           f'(RIOS_AWSBATCH_START_TIMEOUT). {said}{RUNNABLE_CAUSES}')
         elif waited > self.tell_after:
             self.tell_after = waited + TELL_SECONDS
             log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60,
@@ -1147,9 +1088,9 @@ class _Run:
         """What Batch says of the workers that were lost, with the last lines of a log (str)."""
         if not self.ends:
             return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
-        sentences = list(dict.fromkeys(why for why, _ in self.ends))
+        sentences, job_id = list(dict.fromkeys(why for why, _ in self.ends)), self.ends[-1][1]
         try:
-            container = self.batch.describe_jobs(jobs=[self.ends[-1][1]])['jobs'][0]['container']
+            container = self._described([job_id])[job_id]['container']
             group = container['logConfiguration']['options']['awslogs-group']
             stream, lines, token = container['logStreamName'], [], {}
             logs = self.channel.client('logs')
@@ -1162,8 +1103,8 @@ class _Run:
                 token = {'nextToken': page['nextBackwardToken']}
             if lines:
                 sentences.append('The end of its log:{}\n'.format(''.join(lines[-20:])))
-            sentences.append('All of its log: aws logs get-log-events --region {} --log-group-name {} '
-                             '--log-stream-name {}'.format(REGION, group, stream))
+            sentences.append(f'All of its log: aws logs get-log-events --region {REGION} --log-group-name '
+                             f'{group} --log-stream-name {stream}')
         except (*AWS_ERRORS, LookupError) as error:     # it never had one, or nobody may read it
             log.debug('The log of the last worker cannot be found: %s', error)
         return 'Why: ' + ' '.join(sentences)
@@ -1180,7 +1121,7 @@ class _Run:
         self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
                                    Body=json.dumps(state).encode())
 
-    # The end -----------------------------------------------------------------------------------
+    # The end
 
     def close(self, hurry=False):
         """No more calls. With `hurry` those that are outstanding are not waited for. Safe in a finaliser."""
@@ -1210,9 +1151,13 @@ class _Run:
             return
         with self._told_only('stopping the workers'):
             if not (orderly and self._stop_workers()):
-                for job_id in self.jobs:
+                for job_id in self._submitted():
                     self.batch.terminate_job(jobId=job_id, reason='The main script has ended the run')
-                self._await_ends()
+                # No worker writes another object once it has ended.
+                deadline, left = time.monotonic() + STOP_SECONDS, list(self.jobs)[:DESCRIBE_JOBS]
+                while time.monotonic() < deadline and not all(
+                        job['status'] in _ENDED for job in self._described(left).values()):
+                    time.sleep(0.25)
         self.ended.set()
         for waiting in [self.outbox] + [self.large] * PREPARERS:
             waiting.put(None)
@@ -1224,12 +1169,13 @@ class _Run:
         with self._told_only('deleting the objects of the run'):
             for page in channel.s3.get_paginator('list_objects_v2').paginate(
                     Bucket=channel.bucket, Prefix=channel.folder):
-                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
+                names = [{'Key': item['Key']} for item in page.get('Contents', [])]
+                if names:
+                    channel.s3.delete_objects(Bucket=channel.bucket, Delete={'Objects': names, 'Quiet': True})
 
     def _stop_workers(self):
         """Ask the workers to stop; whether all did."""
-        alive = sum(job.size - len(job.ended) for job in self.jobs.values())
-        if len(self.up) < alive - len(self.quiet):
+        if {worker for worker, _ in self.jobs.values()} - self.up - self.quiet:
             return False                    # some have not even started
         stop = self.channel.seal('worker', {'kind': 'stop'})[0]
         self.channel.send(self.channel.in_queue, [stop] * len(self.up))
@@ -1238,27 +1184,12 @@ class _Run:
             time.sleep(0.01)
         return not self.up
 
-    def _await_ends(self):
-        """Wait until the terminated jobs have ended, so that no worker writes another object."""
-        deadline = time.monotonic() + STOP_SECONDS
-        left = list(self.jobs)
-        while left and time.monotonic() < deadline:
-            found = self.batch.describe_jobs(jobs=left[:DESCRIBE_JOBS])['jobs']
-            left = [job['jobId'] for job in found if job['status'] not in _ENDED]
-            if left:
-                time.sleep(0.25)
-
-    def _delete_objects(self, names):
-        for some in batches(names, DELETE_OBJECTS):
-            self.channel.s3.delete_objects(Bucket=self.channel.bucket, Delete={
-                'Objects': [{'Key': name} for name in some], 'Quiet': True})
-
     @contextlib.contextmanager
     def _told_only(self, doing):
         try:
             yield
         except (*AWS_ERRORS, AWSBatchException) as error:
-            if error_code(error) not in _NO_QUEUE:
+            if not is_one_of(error, _NO_QUEUE):
                 log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
                             explain(error, doing), self.id)
 
@@ -1274,31 +1205,13 @@ def _was_killed(job):
         container.get('exitCode') in _EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
 
 
-_ADVICE = (
-    ('OutOfMemory', 'It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh '
-                    '--mem".'),
-    ('CannotPullContainer', 'The image is not in the repository: "scripts/build.sh" builds and pushes it.'),
-    ('exec format error', 'The image is for another kind of processor: "scripts/build.sh --platform".'),
-    ('Host EC2', 'Its instance was taken away, as happens to Spot instances.'),
-    ('timeout', 'The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'))
-
-
 def _how_ended(job):
     """What Batch says of a job that has ended, and what to do about it (str)."""
     container = job.get('container', {})
-    code = container.get('exitCode')
-    said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason'))))
+    code = f' with exit code {container["exitCode"]}' if 'exitCode' in container else ''
+    said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason')))).rstrip('.')
     advice = next((' ' + advice for words, advice in _ADVICE if words in said), '')
-    return 'it ended{}{}.{}'.format('' if code is None else ' with exit code {}'.format(code),
-                                    ': ' + said.rstrip('.') if said else '', advice)
-
-
-def _told(error):
-    """Type and text of any exception, also of one whose __str__ fails (str)."""
-    try:
-        return '{}: {}'.format(type(error).__name__, error)
-    except Exception:
-        return type(error).__name__
+    return f'it ended{code}{": " + said if said else ""}.{advice}'
 
 
 def _name(fn):
@@ -1307,7 +1220,7 @@ def _name(fn):
     return type(fn).__name__
 
 
-def _label(args):
+def _label(fn, args):
     """A short name for a call in messages: what its arguments are, without their data or code of theirs."""
     plain, numpy = (int, float, str, bytes, bool, type(None)), sys.modules.get('numpy')
 
@@ -1315,16 +1228,7 @@ def _label(args):
         if type(arg) in plain or type(arg) is tuple and all(type(item) in plain for item in arg[:8]):
             return reprlib.repr(arg)
         return type(arg).__name__ + (str(arg.shape) if numpy and type(arg) is numpy.ndarray else '')
-    return '({})'.format(', '.join(map(name, args[:4])) + (', ...' if len(args) > 4 else ''))
-
-
-def _pickled(thing, what):
-    try:
-        return dumps(thing)
-    except Exception as error:
-        raise AWSBatchException(
-            '{} cannot be pickled, so it cannot travel to a worker: {}. Open files, GDAL datasets, locks and '
-            'connections must be made inside the function.'.format(what, _told(error))) from error
+    return f'{_name(fn)}({", ".join([*map(name, args[:4]), *["..."] * (len(args) > 4)])})'
 
 
 def _open_report(folder, run):
@@ -1335,9 +1239,9 @@ def _open_report(folder, run):
         os.makedirs(folder, exist_ok=True)
         return os.open(os.path.join(folder, run + '.jsonl'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
-        raise AWSBatchException('The report of the run cannot be written to the folder "{}": {}. Set '
-                                'RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.'.format(
-                                    folder, error.strerror or error)) from error
+        raise AWSBatchException(
+            f'The report of the run cannot be written to the folder "{folder}": {error.strerror or error}. '
+            'Set RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.') from error
 
 
 def _start_timeout():
@@ -1347,11 +1251,13 @@ def _start_timeout():
         if float(text) > 0:
             return float(text)
     raise AWSBatchException(
-        'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{}".'.format(text))
+        f'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{text}".')
 
 
-# Open runs end with the script. One that is asked to end (kill, a closed terminal) ends in an orderly way
-# too, unless it handles the signal itself.
+# ---- The end of the script ---------------------------------------------------------------------------
+# Open runs end with it. A script that is asked to end (kill, a closed terminal) ends in an orderly way too,
+# unless it handles the signal itself.
+
 _runs = set()
 _entered = []           # executors whose with statements are open, in their order
 _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
@@ -1407,9 +1313,7 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_runs)
 
 
-# ---------------------------------------------------------------------------------------------
-# The executor
-# ---------------------------------------------------------------------------------------------
+# ---- The executor ------------------------------------------------------------------------------------
 
 class AWSBatchExecutor(concurrent.futures.Executor):
     """
@@ -1444,11 +1348,11 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
                             ('timeout', timeout)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError('{} must be greater than 0 and a whole number, not {!r}'.format(name, value))
+                raise ValueError(f'{name} must be greater than 0 and a whole number, not {value!r}')
         if (max_workers or 1) > MAX_ARRAY:
-            raise ValueError('AWS Batch starts at most 10,000 workers for a run, not {}.'.format(max_workers))
+            raise ValueError(f'AWS Batch starts at most {MAX_ARRAY:,} workers for a run, not {max_workers}.')
         if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
-            raise ValueError('AWS Batch knows no time-out below {} seconds.'.format(MIN_TIMEOUT))
+            raise ValueError(f'AWS Batch knows no time-out below {MIN_TIMEOUT} seconds.')
         if initializer is not None and not callable(initializer):
             raise TypeError('initializer must be a callable')
         try:
@@ -1501,12 +1405,13 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError('buffersize must be None or > 0')
         deadline = None if timeout is None else time.monotonic() + timeout
-        arguments, run = zip(*iterables), self._run
-        function = None
+        arguments, run, function = zip(*iterables), self._run, None
         with contextlib.suppress(AWSBatchException):    # the calls say why
             function = run.pickled(fn)
-        futures = collections.deque(run.submit(function, fn, args, {})
-                                    for args in itertools.islice(arguments, buffersize))
+
+        def submitted(count):
+            return (run.submit(function, fn, args, {}) for args in itertools.islice(arguments, count))
+        futures = collections.deque(submitted(buffersize))
 
         def results():
             try:
@@ -1514,8 +1419,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                     # Nothing here holds a future or a result that has been handed out.
                     result = [futures[0].result(None if deadline is None else deadline - time.monotonic())]
                     futures.popleft()
-                    futures.extend(run.submit(function, fn, args, {})
-                                   for args in itertools.islice(arguments, 1))
+                    futures.extend(submitted(1))
                     given = time.time()
                     yield result.pop()
                     if time.time() > given + 0.01:
@@ -1570,7 +1474,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         run = self._run
         run.close(hurry=cancel_futures)
         for call in list(run.calls.copy().values()) if cancel_futures else ():
-            call.future.cancel()
+            call.cancel()
         if wait:
             run.join()
 
@@ -1584,9 +1488,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
 
-# ---------------------------------------------------------------------------------------------
-# RIOS 1.4: a job manager, RIOS 2: a compute-worker manager; first what they share
-# ---------------------------------------------------------------------------------------------
+# ---- RIOS 1.4: a job manager, RIOS 2: a compute-worker manager; first what they share ------------------
 
 def _from_rios(module, name):
     """A class of RIOS to build on; object where there is none, and in a worker, which starts sooner so."""
@@ -1606,8 +1508,8 @@ def _known_rios():
         if innermost.f_code.co_filename != __file__:
             raise           # RIOS itself stumbles over something
         import rios
-        raise AWSBatchException('RIOS {} has changed what rios_awsbatch {} builds on: {!r}. Get a newer one, '
-                                'or RIOS 2.0.9.'.format(rios.__version__, __version__, error)) from error
+        raise AWSBatchException(f'RIOS {rios.__version__} has changed what rios_awsbatch {__version__} '
+                                f'builds on: {error!r}. Get a newer one, or RIOS 2.0.9.') from error
 
 
 class _Function:
@@ -1655,12 +1557,12 @@ class _Apply:
     def __init__(self, workers, **options):
         usable = [each for each in _entered if not (each._run.closing or each._run.broken)]
         if usable and options:
-            raise ValueError('computeWorkerExtraParams has {}, but the workers are those of a "with '
-                             'AWSBatchExecutor" around apply().'.format(', '.join(options)))
+            raise ValueError(f'computeWorkerExtraParams has {", ".join(options)}, but the workers are those '
+                             'of a "with AWSBatchExecutor" around apply().')
         known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
         for name in set(options).difference(known):
-            raise ValueError('computeWorkerExtraParams of CW_AWSBATCH may have {}, not {}.'.format(
-                ', '.join(known), name))
+            raise ValueError(f'computeWorkerExtraParams of CW_AWSBATCH may have {", ".join(known)}, not '
+                             f'{name}.')
         own = None if usable else AWSBatchExecutor(workers, **options)
         self.executor, self.userFunction = own or usable[-1], None
         self.copies = {}                        # of otherArgs, by block
@@ -1678,12 +1580,12 @@ class _Apply:
         """Take a _Function and what the caller gave to the workers."""
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
-        share = self.executor._run.share
-        function.given = otherArgs is not None and share(_pickled((otherArgs,), 'otherArgs'))
+        run = self.executor._run
+        function.given = otherArgs is not None and run.share(_pickled((otherArgs,), 'otherArgs'))
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
-        token = share(_pickled(function, 'The function {}'.format(_name(userFunction))))
-        self.compute = self.executor._run.pickled(functools.partial(_compute, token))
+        token = run.share(_pickled(function, f'The function {_name(userFunction)}'))
+        self.compute = run.pickled(functools.partial(_compute, token))
 
     def submit(self, block, *args):
         """Send a block, which is anything that sorts; its future."""
@@ -1821,8 +1723,8 @@ class _Rios2Function(_Function):
                 if _is_remote(file):
                     raise
                 raise AWSBatchException(
-                    'A worker cannot read "{}" ({}), as it has none of your files. Put it on S3, or leave '
-                    'computeWorkersRead out: then the main script reads.'.format(file[2], error)) from error
+                    f'A worker cannot read "{file[2]}" ({error}), as it has none of your files. Put it on '
+                    'S3, or leave computeWorkersRead out: then the main script reads.') from error
         list(self.threads.map(read_one, self.infiles))
         return inputs
 
@@ -1853,8 +1755,8 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
             with _known_rios():
                 self._start(style, **given)
             if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
-                raise AWSBatchException('No worker was up within {} seconds (computeBarrierTimeout). {}'
-                                        .format(style.computeBarrierTimeout, RUNNABLE_CAUSES))
+                raise AWSBatchException(f'No worker was up within {style.computeBarrierTimeout} seconds '
+                                        f'(computeBarrierTimeout). {RUNNABLE_CAUSES}')
             self.ending = self.ending.pop_all()
 
     def _start(self, style, *, inBlockBuffer, outBlockBuffer, exceptionQue, **given):
@@ -1899,7 +1801,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         room = 4 * self.run.executor._run.workers - len(self.run.blocks)
         with contextlib.suppress(TimeoutError):
             for blockDefn, inputs in itertools.islice(self.ready, room):
-                label = 'block at {0.top}, {0.left}'.format(blockDefn)
+                label = f'block at {blockDefn.top}, {blockDefn.left}'
                 self.run.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
 
     def _next_block(self):

@@ -45,7 +45,7 @@ AHEAD_SECONDS = 0.15    # fetch the next call when there is less work than this 
 HOLD_SECONDS = 1.0      # ... and give it back if it would wait for so much longer
 FLUSH_SECONDS = 5       # how long a finished call may wait for others to be deleted together
 BLOBS = 8               # functions and shared data that a computer keeps
-TAMPERED = 'what it needs was tampered with on its way ({})'
+TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
 EXIT_AGAIN = 128 + signal.SIGTERM       # batch.yaml has Batch start such a job again
@@ -53,9 +53,7 @@ EXIT_AGAIN = 128 + signal.SIGTERM       # batch.yaml has Batch start such a job 
 log = logging.getLogger('worker')
 
 
-# ---------------------------------------------------------------------------------------------
-# The computer: a process that runs the user's functions
-# ---------------------------------------------------------------------------------------------
+# ---- The computer: a process that runs the user's functions ---------------------------------------------
 
 class Computer:
     """
@@ -124,9 +122,9 @@ class Computer:
             except BaseException as error:
                 import rios_awsbatch
                 raise rios_awsbatch.AWSBatchException(
-                    'The result of {}, a {}, cannot be pickled, so it cannot travel to the main script: {}. '
-                    'Return arrays, numbers and text; open files and GDAL datasets stay in the worker.'
-                    .format(label, type(result).__name__, rios_awsbatch._told(error))) from error
+                    f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot travel '
+                    f'to the main script: {rios_awsbatch._told(error)}. Return arrays, numbers and text; open '
+                    'files and GDAL datasets stay in the worker.') from error
         except BaseException as error:          # sys.exit() in the user's function included
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
                 raise
@@ -170,38 +168,38 @@ def explained(error, label, paths=()):
     try:
         text = ''.join(traceback.format_exception(error))
     except Exception:                   # in code of the exception
-        text = '{}{}\n'.format(''.join(traceback.format_tb(error.__traceback__)), told(error))
+        text = ''.join(traceback.format_tb(error.__traceback__)) + told(error) + '\n'
     hint = missing_file(error, paths)
     if hint:
         text += hint + '\n'
         if hasattr(error, 'add_note'):      # since Python 3.11
             error.add_note(hint)
-    print('{} failed:\n{}'.format(label, text), file=sys.stderr, flush=True)
+    print(f'{label} failed:\n{text}', file=sys.stderr, flush=True)
     with contextlib.suppress(BaseException):
         data = rios_awsbatch.dumps((error, text))
         if isinstance(pickle.loads(data)[0], BaseException):    # not each can be unpickled
             return data, text
-    plain = rios_awsbatch.AWSBatchException('{} raised {}'.format(label, told(error)))
+    plain = rios_awsbatch.AWSBatchException(f'{label} raised {told(error)}')
     return rios_awsbatch.dumps((plain, text)), text
 
 
 def what_to_do(error, label):
     """A sentence for an exception that says too little of its cause; None for any other."""
     if isinstance(error, MemoryError):
-        return ('The worker had not enough memory for {}. Use smaller blocks, or give workers more with '
-                '"scripts/modify.sh --mem".'.format(label))
+        return (f'The worker had not enough memory for {label}. Use smaller blocks, or give workers more with '
+                '"scripts/modify.sh --mem".')
     if not isinstance(error, ImportError):
         return None
     told, name = rios_awsbatch._told(error), str(error.name or '').partition('.')[0]
     if not isinstance(error, ModuleNotFoundError) or not name:
-        return 'The worker cannot import what the block needs: {}.'.format(told)
+        return f'The worker cannot import what the block needs: {told}.'
     if name == 'rios':
         how = 'Build the image again with RIOS in it: "RIOS_VERSION=... scripts/build.sh".'
     else:
-        how = ('If it is a package, build the image again with it, as in "PIP_PACKAGES={0} scripts/build.sh" '
-               'or with its Debian package in EXTRA_PACKAGES. If it is a module of your own, call '
-               'cloudpickle.register_pickle_by_value({0}) in the main script.'.format(name))
-    return '{} in the worker\'s image. {}'.format(told, how)
+        how = (f'If it is a package, build the image again with it, as in "PIP_PACKAGES={name} '
+               'scripts/build.sh" or with its Debian package in EXTRA_PACKAGES. If it is a module of your own, '
+               f'call cloudpickle.register_pickle_by_value({name}) in the main script.')
+    return f'{told} in the worker\'s image. {how}'
 
 
 def missing_file(error, paths):
@@ -215,12 +213,10 @@ def missing_file(error, paths):
     elif isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
         hint = ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
                 'on S3 and open it as /vsis3/BUCKET/NAME, or read it in the main script and pass the array.')
-    return '{}: {}'.format(', '.join(paths), hint) if hint and paths else hint
+    return f'{", ".join(paths)}: {hint}' if hint and paths else hint
 
 
-# ---------------------------------------------------------------------------------------------
-# The worker
-# ---------------------------------------------------------------------------------------------
+# ---- The worker ---------------------------------------------------------------------------------------
 
 class Task:
     """A call that this worker has taken, and the header of its answer."""
@@ -253,14 +249,13 @@ class Worker:
     def run(self):
         """Work until there is no more to do."""
         self.pipe.poll(None)                    # the computer is ready, or has died
-        self._say('hello', versions=rios_awsbatch.versions(), start=time.time())
         wrong = rios_awsbatch.mismatch(json.loads(os.environ['RIOSVersions']), rios_awsbatch.versions())
-        if wrong:                               # the main script sees it too
+        self._say('refused' if wrong else 'hello', text=wrong, start=time.time())
+        if wrong:
             raise rios_awsbatch.AWSBatchException(wrong)
         if self.idle < self.visibility:
-            self._break_off(
-                'RIOS_NOMSG_TIMEOUT ({:g} s) is below the visibility time-out of the queue, {} s. '
-                '"scripts/modify.sh --idletimeout" raises it.'.format(self.idle, self.visibility))
+            self._break_off(f'RIOS_NOMSG_TIMEOUT ({self.idle:g} s) is below the visibility time-out of the '
+                            f'queue, {self.visibility} s. "scripts/modify.sh --idletimeout" raises it.')
         threads = [threading.Thread(target=guarded, args=(loop,), daemon=True)
                    for loop in (self._send_loop, self._fetch_loop, self._hold_loop, self._lease_loop)]
         for thread in threads:
@@ -297,8 +292,8 @@ class Worker:
             except (EOFError, OSError):
                 how = how_it_ended(self.process.wait(), out_of_memory() > self.memory_kills)
             except rios_awsbatch.Refused as refused:    # the function
-                how = TAMPERED.format(refused)
-            self._say('note', text='{}, try {} of {}: {}.'.format(label, answer['tries'], self.tries, how))
+                how = f'{TAMPERED} ({refused})'
+            self._say('note', text=f'{label}, try {answer["tries"]} of {self.tries}: {how}.')
             if answer['tries'] == self.tries:
                 answer.update(kind='lost', text=how)
                 task.payload = b''
@@ -383,7 +378,7 @@ class Worker:
         try:
             task.payload = self.channel.payload(header, message)
         except rios_awsbatch.Refused as refused:
-            why = TAMPERED.format(refused)
+            why = f'{TAMPERED} ({refused})'
         if why:
             log.error('%s is given up: %s', header['label'], why)
             task.answer.update(kind='lost', tries=max(1, received - 1), text=why)
@@ -423,10 +418,10 @@ class Worker:
                 now = email.utils.parsedate_to_datetime(head['ResponseMetadata']['HTTPHeaders']['date'])
                 alive = (now - head['LastModified']).total_seconds() < self.lease
             except rios_awsbatch.AWS_ERRORS as error:
-                alive = rios_awsbatch.error_code(error) not in rios_awsbatch._NO_OBJECT
+                alive = not rios_awsbatch.is_one_of(error, rios_awsbatch._NO_OBJECT)
             if not alive:
                 raise rios_awsbatch.AWSBatchException(
-                    'The lease was not renewed for {:g} s, so the main script is dead'.format(self.lease))
+                    f'The lease was not renewed for {self.lease:g} s, so the main script is dead')
 
     def _send_loop(self):
         """Send results, as many in one request as there are; only then delete their calls."""
@@ -464,7 +459,7 @@ def guarded(work):
         log.warning('Asked to end')
         status = end.code
     except BaseException as error:
-        gone = rios_awsbatch.error_code(error) in rios_awsbatch._NO_QUEUE       # the run has ended
+        gone = rios_awsbatch.is_one_of(error, rios_awsbatch._NO_QUEUE)       # the run has ended
         status = 0 if gone else EXIT_AGAIN if rios_awsbatch.is_temporary(error) else 1
         if isinstance(error, rios_awsbatch.AWS_ERRORS):
             error = rios_awsbatch.explain(error, 'working for a run')
@@ -494,10 +489,10 @@ def how_it_ended(status, no_memory):
     if no_memory:
         return 'it needed more memory than its job has (use smaller blocks, or "scripts/modify.sh --mem")'
     if status >= 0:
-        return 'the process that computed it ended with exit code {}'.format(status)
-    name = {each: each.name for each in signal.Signals}.get(-status, 'signal {}'.format(-status))
+        return f'the process that computed it ended with exit code {status}'
+    name = {each: each.name for each in signal.Signals}.get(-status, f'signal {-status}')
     crash = name in ('SIGSEGV', 'SIGBUS', 'SIGABRT', 'SIGILL', 'SIGFPE')
-    return 'the process that computed it was ended by {}'.format(name) + ' (a crash in compiled code)' * crash
+    return f'the process that computed it was ended by {name}{" (a crash in compiled code)" * crash}'
 
 
 def main():

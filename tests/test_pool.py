@@ -293,7 +293,7 @@ def test_run_has_as_many_workers_as_the_stack_allows_and_of_the_size_that_it_ask
     out, _ = finish(run_main(tmp_path, stack.env, '''
         with rios_awsbatch.AWSBatchExecutor(vcpus=3, memory=2000, timeout=5000) as executor:
             assert executor.stats()['workers'] == 2
-            print(*executor._run.jobs, sum(executor.map(abs, range(9))))
+            print(*executor._run._submitted(), sum(executor.map(abs, range(9))))
         '''))
     job, total = out.split()
     found, = stack.client('batch').describe_jobs(jobs=[job])['jobs']
