@@ -183,6 +183,30 @@ def test_idle_workers_come_back_when_there_are_calls_for_them():
         assert executor.stats()['lost'] == 0
 
 
+def test_run_that_ends_takes_back_a_worker_that_has_not_started(aws, monkeypatch):
+    """Others have ended idle before; the new one waits for a quota, and would cost an instance later on."""
+    for name in ('AWS_ENDPOINT_URL', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+        monkeypatch.setenv(name, aws[name])
+    monkeypatch.setattr(rios_awsbatch, 'STACK_NAME', aws['RIOS_AWSBATCH_STACK'])
+    environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
+    with job_definition(environment=environment) as name, \
+            rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        run = executor._run
+        wait_until(lambda: run.quiet == {'0', '1'})
+        local_aws('quota', {'vcpus': 0})
+        try:
+            call = executor.submit(square, 1)
+            wait_until(lambda: '2' in [worker for worker, _ in run.jobs.values()])
+            waiting, = [job for job, (worker, _) in run.jobs.items() if worker == '2']
+            assert call.cancel()
+            executor.shutdown()
+        finally:
+            local_aws('quota', {})
+    found, = run.batch.describe_jobs(jobs=[waiting])['jobs']
+    assert found['status'] == 'FAILED' and 'startedAt' not in found
+
+
 def test_idle_time_out_below_the_visibility_time_out_is_refused():
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '1'}]
     with job_definition(environment=environment) as name, \
