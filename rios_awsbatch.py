@@ -530,7 +530,7 @@ def mismatch(main, worker):
     """
     for name, count in {'Python': 2, 'rios_awsbatch': 2, 'cloudpickle': 1, 'numpy': 2, 'rios': 1}.items():
         if name in main and name in worker:
-            ours, theirs = ([int(part) for part in found[name].split('.')[:count]] for found in (main, worker))
+            ours, theirs = ([int(part) for part in each[name].split('.')[:count]] for each in (main, worker))
             fit = name == 'numpy' and (ours[0] == theirs[0] or min(ours, theirs) >= [1, 26])
             if ours != theirs and not fit:
                 return (f'The main script has {name} {main[name]}, but the workers\' image has {name} '

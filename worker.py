@@ -122,9 +122,9 @@ class Computer:
             except BaseException as error:
                 import rios_awsbatch
                 raise rios_awsbatch.AWSBatchException(
-                    f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot travel '
-                    f'to the main script: {rios_awsbatch._told(error)}. Return arrays, numbers and text; open '
-                    'files and GDAL datasets stay in the worker.') from error
+                    f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot '
+                    f'travel to the main script: {rios_awsbatch._told(error)}. Return arrays, numbers and '
+                    'text; open files and GDAL datasets stay in the worker.') from error
         except BaseException as error:          # sys.exit() in the user's function included
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
                 raise
@@ -186,8 +186,8 @@ def explained(error, label, paths=()):
 def what_to_do(error, label):
     """A sentence for an exception that says too little of its cause; None for any other."""
     if isinstance(error, MemoryError):
-        return (f'The worker had not enough memory for {label}. Use smaller blocks, or give workers more with '
-                '"scripts/modify.sh --mem".')
+        return (f'The worker had not enough memory for {label}. Use smaller blocks, or give workers more '
+                'with "scripts/modify.sh --mem".')
     if not isinstance(error, ImportError):
         return None
     told, name = rios_awsbatch._told(error), str(error.name or '').partition('.')[0]
@@ -197,8 +197,8 @@ def what_to_do(error, label):
         how = 'Build the image again with RIOS in it: "RIOS_VERSION=... scripts/build.sh".'
     else:
         how = (f'If it is a package, build the image again with it, as in "PIP_PACKAGES={name} '
-               'scripts/build.sh" or with its Debian package in EXTRA_PACKAGES. If it is a module of your own, '
-               f'call cloudpickle.register_pickle_by_value({name}) in the main script.')
+               'scripts/build.sh" or with its Debian package in EXTRA_PACKAGES. If it is a module of your '
+               f'own, call cloudpickle.register_pickle_by_value({name}) in the main script.')
     return f'{told} in the worker\'s image. {how}'
 
 
