@@ -115,6 +115,7 @@ MESSAGE_BYTES = 1024 * 1024         # one message with its attributes, and one b
 BATCH_ENTRIES = 10                  # messages in a batch
 LONG_POLL_SECONDS = 20
 RETENTION_SECONDS = 14 * 86400
+DELETE_OBJECTS = 1000               # keys in one request
 DESCRIBE_JOBS = 100                 # jobs in one request
 MAX_ARRAY = 10000                   # children of an array job
 MIN_TIMEOUT = 60                    # seconds of a job
@@ -554,7 +555,7 @@ class _Call(concurrent.futures.Future):
         self.id, self.label, self.size = number, label, len(payload)
         self.function, self.payload = function, payload
         self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
-        self.message = self.bytes = self.sent = None
+        self.message = self.bytes = self.object = self.sent = None
         self.queued = time.time()
         self._unclaimed = threading.Lock()
 
@@ -600,6 +601,7 @@ class _Run:
         self.large = queue.SimpleQueue()    # those of them that want preparation
         self.backlog = 0                    # bytes in the outbox, more or less
         self.stored = set()                 # digests of what lies in the run's folder for all calls
+        self.spent = collections.deque()    # objects of answered calls, to be deleted
         self.revoked = set()                # ids of cancelled calls that are in the queue
         self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
         self.jobs = {}                      # Batch jobs by id: (the worker's number, when it was submitted)
@@ -797,7 +799,7 @@ class _Run:
                 call.message, header = self.persist(
                     'sending a call to the workers',
                     lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
-                call.bytes = header.get('bytes')            # as it travels
+                call.bytes, call.object = header.get('bytes'), header.get('object')     # as it travels
         except Exception as error:
             self._settle(call, error=error)
         call.payload = None
@@ -946,6 +948,16 @@ class _Run:
             self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
                       error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
                       collected=time.time(), **times)
+        self.spent.extend(filter(None, (call.object, header.get('object'))))
+        if len(self.spent) >= DELETE_OBJECTS // 10:
+            with contextlib.suppress(IndexError):
+                names = [self.spent.popleft() for _ in range(len(self.spent))]
+                self.persist('deleting objects', lambda: self._delete_objects(names))
+
+    def _delete_objects(self, names):
+        for some in batches(names, DELETE_OBJECTS):
+            self.channel.s3.delete_objects(Bucket=self.channel.bucket, Delete={
+                'Objects': [{'Key': name} for name in some], 'Quiet': True})
 
     def _settle(self, call, result=None, error=None, worker=None):
         """Give a future its result or exception; False where somebody else has."""
@@ -1169,9 +1181,7 @@ class _Run:
         with self._told_only('deleting the objects of the run'):
             for page in channel.s3.get_paginator('list_objects_v2').paginate(
                     Bucket=channel.bucket, Prefix=channel.folder):
-                names = [{'Key': item['Key']} for item in page.get('Contents', [])]
-                if names:
-                    channel.s3.delete_objects(Bucket=channel.bucket, Delete={'Objects': names, 'Quiet': True})
+                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
 
     def _stop_workers(self):
         """Ask the workers to stop; whether all did."""
