@@ -198,9 +198,23 @@ def explain(error, doing):
     return AWSBatchException(f'Error when {doing} (stack {STACK_NAME}, region {REGION}): {meaning}')
 
 
+@functools.lru_cache(maxsize=None)
+def _models():
+    import botocore.session
+    return botocore.session.get_session().get_component('data_loader')
+
+
+def new_session():
+    """A boto3 session, with the credentials that there are now. What AWS's services can do is read once."""
+    import boto3
+    import botocore.session
+    session = botocore.session.get_session()
+    session.register_component('data_loader', _models())
+    return boto3.session.Session(botocore_session=session)
+
+
 def make_client(service, requests=None, session=None, region=REGION, attempts=8):
     """A boto3 client for many threads, patient with AWS; `requests` (Counter) counts what it asks for."""
-    import boto3
     import botocore.config
     # What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
     checksums = {name: 'when_required' for name in (
@@ -211,7 +225,7 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
         connect_timeout=10, read_timeout=LONG_POLL_SECONDS + 20,
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **checksums)
-    client = (session or boto3.session.Session()).client(service, region_name=region, config=config)
+    client = (session or new_session()).client(service, region_name=region, config=config)
     if requests is not None:
         client.meta.events.register('before-send.' + service, lambda event_name, **kwargs: requests.update(
             [event_name.partition('.')[2]]))
@@ -381,8 +395,7 @@ class Channel:
 
     def connect(self):
         """Make the clients, with the credentials that there are now."""
-        import boto3
-        self.session = boto3.session.Session()
+        self.session = new_session()
         self.sqs, self.s3 = self.client('sqs'), self.client('s3')
 
     def client(self, service):
@@ -672,12 +685,8 @@ class _Run:
             found = self.batch.list_jobs(
                 jobQueue=self.job['jobQueue'], filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
             for job in found['jobSummaryList']:
-                if job['status'] not in _ENDED and job['jobId'] not in self._submitted():
+                if job['status'] not in _ENDED and job['jobId'] not in self._arrays():
                     self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
-
-    def _submitted(self):
-        """The jobs of the run that have not ended, arrays as one (set of ids)."""
-        return {job_id.partition(':')[0] for job_id in self.jobs}
 
     def share(self, data):
         """Put bytes into the run's folder, once; the token by which a worker finds them."""
@@ -1026,15 +1035,17 @@ class _Run:
             if time.monotonic() >= look:
                 if (self.calls or self.awaited) and not self.broken:
                     self.persist('looking at the Batch jobs', self._look)
-                look = time.monotonic() + max(WATCH_SECONDS, len(self.jobs) / DESCRIBE_JOBS)
+                look = time.monotonic() + WATCH_SECONDS
 
     def _look(self):
         """Replace the workers that are gone, as far as there are calls for others."""
-        found, reasons = self._described(self.jobs), collections.defaultdict(list)
-        for job_id, (worker, submitted) in list(self.jobs.items()):
-            # One that is not there has not come into being, or Batch has forgotten it.
+        suspects, reasons = self._suspects(), collections.defaultdict(list)
+        found = self._described(suspects)
+        for job_id in suspects:
+            worker, submitted = self.jobs[job_id]
+            # A child that is not there has not come into being, or Batch has forgotten it.
             new = time.monotonic() < submitted + TELL_SECONDS
-            job = found.setdefault(job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
+            job = found.get(job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
             if job['status'] in _ENDED:
                 del self.jobs[job_id]
                 if _was_killed(job):
@@ -1065,7 +1076,30 @@ class _Run:
             log.warning('Starting %d worker%s in place of those that are gone', missing, 's' * (missing > 1))
             self._start_workers(missing)
         elif not self.up and self.jobs:
-            self._none_is_up([found[job_id] for job_id in self.jobs])
+            self._none_is_up(self._described(list(self.jobs)[:10]).values())
+
+    def _suspects(self):
+        """
+        The jobs that may have ended or be starting again (list of ids). Batch sends some kB for a child of an
+        array, so it is asked of an array first: how many are in which state.
+        """
+        arrays, suspects = self._arrays(), []
+        found = self._described(arrays)
+        for array, ours in arrays.items():
+            job = found.get(array, {'arrayProperties': {'statusSummary': {}}})      # Batch has forgotten it
+            states = job.get('arrayProperties', {}).get('statusSummary', {job.get('status'): 1})
+            alive = sum(count for status, count in states.items() if status not in _ENDED)
+            up = sum(self.jobs[job_id][0] in self.up for job_id in ours)
+            if alive != len(ours) or up > states.get('RUNNING', 0):
+                suspects += ours
+        return suspects
+
+    def _arrays(self):
+        """The jobs by the array that they are children of; a plain one is by itself (dict of lists)."""
+        arrays = collections.defaultdict(list)
+        for job_id in self.jobs:
+            arrays[job_id.partition(':')[0]].append(job_id)
+        return arrays
 
     def _described(self, job_ids):
         """What Batch says of jobs (dict by id), a hundred of them in a request."""
@@ -1163,7 +1197,7 @@ class _Run:
             return
         with self._told_only('stopping the workers'):
             if not (orderly and self._stop_workers()):
-                for job_id in self._submitted():
+                for job_id in self._arrays():
                     self.batch.terminate_job(jobId=job_id, reason='The main script has ended the run')
                 # No worker writes another object once it has ended.
                 deadline, left = time.monotonic() + STOP_SECONDS, list(self.jobs)[:DESCRIBE_JOBS]
