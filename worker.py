@@ -510,7 +510,7 @@ def main():
 
 
 def compute(fileno):
-    global shared                       # what AWSBatchExecutor.share() has stored, for rios_awsbatch.shared()
+    global shared                       # what _Run.share() has stored, for rios_awsbatch._shared()
     os.setpgid(0, 0)                    # so that what it leaves behind can be ended with it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
