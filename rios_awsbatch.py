@@ -508,6 +508,28 @@ class Channel:
                 dict(more, Id=str(n), ReceiptHandle=receipt) for n, receipt in enumerate(some)])
 
 
+class Mailbox:
+    """
+    A queue.SimpleQueue for one reader, whose time-out holds when a signal comes meanwhile. After one that
+    comes past the time-out, CPython's waits for ever (3.11; the process was stopped, and terminated then).
+    """
+    def __init__(self):
+        self.items, self.bell = collections.deque(), threading.Lock()
+
+    def put(self, item):
+        self.items.append(item)
+        with contextlib.suppress(RuntimeError):     # it rings already
+            self.bell.release()
+
+    def get(self, timeout=None):
+        """The next item; queue.Empty if there is none for so many seconds."""
+        end = time.monotonic() + (timeout or 0)
+        while not self.items:
+            if not self.bell.acquire(timeout=-1 if timeout is None else max(0, end - time.monotonic())):
+                raise queue.Empty
+        return self.items.popleft()
+
+
 def _checked(data, digest, what):
     if hashlib.sha256(data).hexdigest() != digest:
         raise Refused(f'{what} is not what was signed')
@@ -616,7 +638,7 @@ class _Run:
         self.stored = set()                 # digests of what lies in the run's folder for all calls
         self.spent = collections.deque()    # objects of answered calls, to be deleted
         self.revoked = set()                # ids of cancelled calls that are in the queue
-        self.wake = queue.SimpleQueue()     # for the keeper: a cancelled call, or None to have a look
+        self.wake = Mailbox()               # for the keeper: a cancelled call, or None to have a look
         self.jobs = {}                      # Batch jobs by id: (the worker's number, when it was submitted)
         self.up = set()                     # workers that are up, by their numbers (str)
         self.starts = set()                 # each with when it was started, and started again
@@ -1024,7 +1046,7 @@ class _Run:
             wait = max(0, look - time.monotonic())
             with contextlib.suppress(queue.Empty):
                 while True:
-                    call, wait = self.wake.get(timeout=wait), 0
+                    call, wait = self.wake.get(wait), 0
                     if call is not None:
                         call.claim()            # nobody else settles it; those who wait for it are told
                         if call.sent:
@@ -1806,7 +1828,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     def _start(self, style, *, inBlockBuffer, outBlockBuffer, exceptionQue, **given):
         from rios import structures
         self.timings, self.exceptionQue = structures.Timers(), exceptionQue
-        self.outObjList, self.answers = [self.timings], queue.SimpleQueue()     # futures that are done
+        self.outObjList, self.answers = [self.timings], Mailbox()       # futures that are done
         self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
         self.ready = self._inputs(style, inBlockBuffer, **given)
         self.run.begin(_Rios2Function(given), given['userFunction'], given['otherArgs'])

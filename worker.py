@@ -238,7 +238,7 @@ class Worker:
         self.tries, self.receives = map(int, env['RIOSTries'].split())
         self.number = str(int(env['RIOSFirst']) + int(env.get('AWS_BATCH_JOB_ARRAY_INDEX', 0)))
         self.held = set()                       # receipts of the calls in hand
-        self.outbox = queue.SimpleQueue()       # tasks that are answered; None is the end
+        self.outbox = rios_awsbatch.Mailbox()   # tasks that are answered; None is the end
         self.changed = threading.Condition()    # of what follows here
         self.ready = collections.deque()        # tasks whose turn comes
         self.current = self.started = None      # the task that is computed, and since when
@@ -431,7 +431,7 @@ class Worker:
             with contextlib.suppress(queue.Empty):
                 tasks.append(self.outbox.get(timeout=FLUSH_SECONDS if answered else None))
                 while len(tasks) < rios_awsbatch.BATCH_ENTRIES:
-                    tasks.append(self.outbox.get_nowait())
+                    tasks.append(self.outbox.get(0))
             going = None not in tasks
             tasks = [task for task in tasks if task]
             self.channel.send(self.channel.out_queue, [

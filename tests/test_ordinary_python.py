@@ -573,6 +573,36 @@ def test_thread_that_outlives_the_main_thread_goes_on(tmp_path):
         '''), 'fine')
 
 
+def test_time_out_ends_after_a_signal_that_comes_past_it(tmp_path):
+    """A script is stopped (Ctrl-Z), terminated, and goes on: any of its threads may be given the signal."""
+    process = main_script(tmp_path, '''
+    import collections, queue, signal, threading
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    rounds = collections.Counter()
+
+    def wait(place):
+        while True:
+            try:
+                rios_awsbatch.Mailbox().get(0.5)
+            except queue.Empty:
+                rounds[place] += 1
+
+    for place in range(30):
+        threading.Thread(target=wait, args=(place,), daemon=True).start()
+    print('going', flush=True)
+    time.sleep(2.5)
+    before = rounds.copy()
+    time.sleep(3)
+    print(sum(rounds[place] > before[place] for place in range(30)))
+    ''')
+    assert process.stdout.readline() == 'going\n'
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=PATIENCE)[0] == '30\n'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, tmp_path):
