@@ -608,7 +608,8 @@ def test_time_out_ends_after_a_signal_that_comes_past_it(tmp_path):
 def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, tmp_path):
     """Python has signal handlers in the main thread only, so workers may learn it from the lease."""
     process = main_script(tmp_path, '''
-        import threading
+        import signal, threading
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)        # where the tests run under nohup
         def work():
             executor = rios_awsbatch.AWSBatchExecutor(1)
             print(executor.run, flush=True)
