@@ -208,9 +208,10 @@ def new_session():
     """A boto3 session, with the credentials that there are now. What AWS's services can do is read once."""
     import boto3
     import botocore.session
-    session = botocore.session.get_session()
-    session.register_component('data_loader', _models())
-    return boto3.session.Session(botocore_session=session)
+    core = botocore.session.get_session()
+    session = boto3.session.Session(botocore_session=core)      # adds a folder to the loader that it finds
+    core.register_component('data_loader', _models())
+    return session
 
 
 def make_client(service, requests=None, session=None, region=REGION, attempts=8):
@@ -915,7 +916,7 @@ class _Run:
             return {}
         kind, worker = header['kind'], header.get('worker')
         if kind == 'hello':
-            self._worker_up(worker, (worker, header['start']))
+            self._worker_up(worker, header['start'])
         elif kind == 'refused':     # for its versions; if the image was pushed in mid-run, the others go on
             log.warning('Worker %s is refused. %s', worker, header['text'])
             if not self.up:
@@ -935,8 +936,8 @@ class _Run:
         return header
 
     def _worker_up(self, worker, start):
-        if start not in self.starts:            # else SQS has delivered it twice
-            self.starts.add(start)
+        if (worker, start) not in self.starts:  # else SQS has delivered it twice
+            self.starts.add((worker, start))
             if worker in self.up:
                 self._lost([worker], 'AWS Batch has started it again')
             self.up.add(worker)

@@ -69,7 +69,7 @@ class Computer:
     def run(self):
         if os.environ.get('RIOSOutput'):
             sys.stdout = self.output
-        for name in [*os.environ.get('RIOSModules', '').split(), 'rios_awsbatch']:      # what calls will need
+        for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self.pipe.send(('ready', b'', ()))
@@ -120,7 +120,6 @@ class Computer:
             try:
                 return 'result', cloudpickle.dumps(result, protocol=5)
             except BaseException as error:
-                import rios_awsbatch
                 raise rios_awsbatch.AWSBatchException(
                     f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot '
                     f'travel to the main script: {rios_awsbatch._told(error)}. Return arrays, numbers and '
@@ -159,8 +158,6 @@ def globals_of(function):
 
 def explained(error, label, paths=()):
     """An exception for the main script, with what to do about it: a pickle, and its traceback (str)."""
-    global rios_awsbatch
-    import rios_awsbatch                # it takes a while, so not before it is needed
     told, advice = rios_awsbatch._told, what_to_do(error, label)
     if advice:
         cause, error = error, rios_awsbatch.AWSBatchException(advice)
@@ -510,11 +507,13 @@ def main():
 
 
 def compute(fileno):
+    global rios_awsbatch
     global shared                       # what _Run.share() has stored, for rios_awsbatch._shared()
     os.setpgid(0, 0)                    # so that what it leaves behind can be ended with it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
         file.write('1000')              # where memory is short it is this process that goes
+    import rios_awsbatch                # now, as nothing may be there to import it with after a call
     computer = Computer(multiprocessing.connection.Connection(int(fileno)))
     shared = computer.blob
     with contextlib.suppress(EOFError, ConnectionError):        # the worker has ended
