@@ -24,7 +24,7 @@ What AWS needs for it is one CloudFormation stack, which ``scripts/create.sh`` c
 and one container image, which ``scripts/build.sh`` builds. ``worker.py`` is what runs in that container.
 
 A run has two SQS queues, a folder ``runs/<run id>/`` in the stack's bucket, and its Batch jobs; nothing is
-shared with any other run. Its life, of which :class:`_Run` is the code, and that of a call::
+shared with any other run. Its life (:class:`_Life`), and the way of a call::
 
     open ── shutdown(), end of the with statement, of the script, of all references ─▶ closing
      │                                                                                   │
@@ -32,13 +32,22 @@ shared with any other run. Its life, of which :class:`_Run` is the code, and tha
                                                                no call is left, or there │
     ended ◀─── workers stopped, queues and objects deleted ◀────────────── is a hurry ───┘
 
-    submit ─▶ outbox ─▶ in queue ─▶ worker ─▶ out queue ─▶ future settled by the first answer
+    submit ─▶ outbox ─▶ in queue ─▶ worker ─▶ out queue ─▶ inbox ─▶ future settled by the first answer
                 │          │          │
                 └──────────┴──────────┴── future.cancel(): taken back, or its answer dropped
 
-Threads of the run move it along. They share no lock and wait for no other thread: what they tell each
-other goes through queues, and what several of them change is changed by operations that Python does in one
-step. So code of the script (a callback, a finaliser, a ``__repr__``) may come at any moment in any thread.
+Who does what in the main script, and in which threads::
+
+    AWSBatchExecutor    what a script sees
+    _Run                the calls and the life of a run; a thread that sees it to its end, one for the lease
+    _Outbox             calls on their way out: threads that seal them, one that sends, one that takes back
+    _Inbox              what workers send: threads that receive it and settle futures
+    _Keeper             the workers, in the run's first thread; what Batch says of them is in _BatchJobs
+    _MainChannel        AWS, with patience while it is away
+    _Report             a file
+
+A state has one class and one thread that change it; what others have to say goes through a queue. So code of
+the script (a callback, a finaliser, a ``__repr__``) may come at any moment, in any thread, and meets no lock.
 """
 # MIT licence, see the file LICENSE.
 
@@ -48,6 +57,7 @@ import concurrent.futures
 import contextlib
 import copy
 import copyreg
+import dataclasses
 import functools
 import hashlib
 import hmac
@@ -68,14 +78,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import weakref
 import zlib
 
 import botocore.exceptions       # boto3 takes long, and what computes blocks does without
 import cloudpickle
 
-__version__ = '2.0.0'
+__version__ = '2.1.0'
 __all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'BrokenAWSBatchExecutor', 'getStackOutputs',
            'AWSBatchExecutor', 'AWSBatchJobManager', 'AWSBatchComputeWorkerMgr']
 
@@ -90,15 +99,17 @@ REGION = (os.environ.get('RIOS_AWSBATCH_REGION') or os.environ.get('AWS_REGION')
 # How long things may take, in seconds.
 LEASE_SECONDS = 180         # workers look every quarter of it whether the main script has lived since
 WATCH_SECONDS = 5           # how often the Batch jobs are looked at
-TELL_SECONDS = 300          # how often it is said that no worker is up yet, or that AWS is still away
+TELL_SECONDS = 300          # how often it is logged that no worker is up yet, or that AWS is still away
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
+TAKE_BACK_SECONDS = 2       # while cancelled calls are looked for, wanted ones are hidden no longer than this
+TAKE_BACK_AGAIN = 30        # ... and when none was found, they are not looked for again before this
 ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
 MAX_RECEIVES = 12           # ... and so is one whose whole worker was gone each time
-MAX_KILLED = 10             # a run of n workers breaks off when n + 10 times so many were killed in a row
-FAILED_COUNTS = 4           # ... where one that ended otherwise counts for so many
+MAX_UNANSWERED = 10         # a run of n workers breaks off when n + 10 times so many ended without an answer
+FAILED_COUNTS = 4           # ... where one that ended for another reason than its host counts for so many
 # How much may be on its way. SQS charges each 64 KiB of a message as a request, S3 a PUT like 14 of them, so
 # a message of up to 8 is cheaper, and a ninth is worth the two round trips that it saves.
 INLINE_BYTES = 9 * 65536 - 2048
@@ -146,8 +157,8 @@ _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', '
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
-_NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
-_NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
+NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
+NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
 _LOG_IN = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or '
            'AWS_PROFILE.')
 _MEANINGS = (
@@ -194,27 +205,21 @@ def is_temporary(error):
 
 def explain(error, doing):
     """An :class:`AWSBatchException` that a user can act on, for one of botocore while `doing` something."""
+    log.debug('AWS failed when %s', doing, exc_info=error)
     meaning = next((text for names, text in _MEANINGS if is_one_of(error, names)), '{}').format(error)
     return AWSBatchException(f'Error when {doing} (stack {STACK_NAME}, region {REGION}): {meaning}')
 
 
-@functools.lru_cache(maxsize=None)
-def _models():
-    import botocore.session
-    return botocore.session.get_session().get_component('data_loader')
-
-
 def new_session():
-    """A boto3 session, with the credentials that there are now. What AWS's services can do is read once."""
+    """A boto3 session, with the credentials that there are now. Raises AWSBatchException."""
     import boto3
-    import botocore.session
-    core = botocore.session.get_session()
-    session = boto3.session.Session(botocore_session=core)      # adds a folder to the loader that it finds
-    core.register_component('data_loader', _models())
-    return session
+    try:
+        return boto3.session.Session()
+    except AWS_ERRORS as error:             # a profile that does not exist
+        raise explain(error, 'looking for your AWS login') from None
 
 
-def make_client(service, requests=None, session=None, region=REGION, attempts=8):
+def make_client(service, session=None, requests=None, region=REGION, attempts=8):
     """A boto3 client for many threads, patient with AWS; `requests` (Counter) counts what it asks for."""
     import botocore.config
     # What travels has a SHA-256 that is checked, so a CRC32 besides is only time. Known since botocore 1.36.
@@ -233,9 +238,12 @@ def make_client(service, requests=None, session=None, region=REGION, attempts=8)
     return client
 
 
-def getStackOutputs():
+def getStackOutputs(session=None):
     """
     Return the outputs of the stack, which name everything a run uses (dict of str), as ``batch.yaml`` says.
+
+    Args:
+        session (boto3.session.Session): whose credentials are used. Default: those that there are now.
 
     Raises:
         AWSBatchException: there is no such stack, it is not ready, it is not one of ours, or AWS
@@ -244,14 +252,14 @@ def getStackOutputs():
     where = f'stack "{STACK_NAME}" in region {REGION}'
     variables = 'RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION say which stack is used'
     try:
-        # Somebody waits for it, and nothing is lost: so it is soon said that AWS cannot be reached.
-        client = make_client('cloudformation', attempts=3)
+        # Somebody sits and waits for this, and no block can be lost yet, so few attempts are made.
+        client = make_client('cloudformation', session, attempts=3)
         stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
         if is_one_of(error, {'ValidationError'}):
             raise AWSBatchException(
                 f'There is no {where}. {variables}; "scripts/create.sh --wait" creates one.') from None
-        raise explain(error, 'reading the stack outputs') from error
+        raise explain(error, 'reading the stack outputs') from None
     status = stack['StackStatus']
     if status in ('CREATE_IN_PROGRESS', 'REVIEW_IN_PROGRESS'):
         raise AWSBatchException(f'The {where} is still being created. Wait until "scripts/status.sh" says '
@@ -271,11 +279,12 @@ def getStackOutputs():
     return outputs
 
 
-def _require_image(stack):
+def _require_image(stack, session):
     """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
     repository = stack.get('BatchECR', '').rpartition('/')[2]
     try:
-        make_client('ecr').describe_images(repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
+        make_client('ecr', session).describe_images(
+            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
     except AWS_ERRORS as error:
         if is_one_of(error, {'ImageNotFoundException', 'RepositoryNotFoundException'}):
             raise AWSBatchException(
@@ -284,10 +293,18 @@ def _require_image(stack):
         log.debug('Whether there is an image cannot be seen: %s', error)     # Batch will say
 
 
-# ---- What travels between the main script and its workers --------------------------------------------
+# ---- Shared with worker.py: what travels -------------------------------------------------------------
 
 class Refused(Exception):
     """A message or an object that this run did not make. It is never unpickled."""
+
+
+def describe(error):
+    """Type and text of any exception, also of one whose __str__ fails (str)."""
+    try:
+        return f'{type(error).__name__}: {error}'
+    except Exception:
+        return type(error).__name__
 
 
 def _reduce_cached(fn):
@@ -338,16 +355,8 @@ def _pickled(thing, what):
         return dumps(thing)
     except Exception as error:
         raise AWSBatchException(
-            f'{what} cannot be pickled, so it cannot travel to a worker: {_told(error)}. Open files, GDAL '
+            f'{what} cannot be pickled, so it cannot travel to a worker: {describe(error)}. Open files, GDAL '
             'datasets, locks and connections must be made inside the function.') from error
-
-
-def _told(error):
-    """Type and text of any exception, also of one whose __str__ fails (str)."""
-    try:
-        return f'{type(error).__name__}: {error}'
-    except Exception:
-        return type(error).__name__
 
 
 def pack(data):
@@ -377,6 +386,113 @@ def unpack(packed):
     return bytes(data)
 
 
+def _of(variable, **more):
+    return dataclasses.field(metadata={'variable': variable}, **more)
+
+
+@dataclasses.dataclass
+class JobSettings:
+    """What a run tells its workers, in the environment of their Batch jobs."""
+    bucket: str = _of('RIOSBucket')
+    in_queue: str = _of('RIOSInQueue')              # where calls come from
+    out_queue: str = _of('RIOSOutQueue')            # where answers go to
+    region: str = _of('RIOSRegion')
+    run_id: str = _of('RIOSRun')
+    key: str = _of('RIOSRunKey')                    # of its messages, as hex
+    versions: dict = _of('RIOSVersions')            # that the main script has
+    modules: list = _of('RIOSModules')              # to be imported before the first call
+    lease: float = _of('RIOSLease')                 # LEASE_SECONDS, VISIBILITY_SECONDS, ...
+    visibility: float = _of('RIOSVisibility')
+    max_tries: int = _of('RIOSTries')
+    max_receives: int = _of('RIOSReceives')
+    output: bool = _of('RIOSOutput')                # whether what calls print is sent home
+    initializer: str = _of('RIOSInitializer')       # its token, or ''
+    first: int = _of('RIOSFirst', default=0)        # the number of the job's first worker
+    # A worker exits when nothing came for so many seconds. batch.yaml says it, in the job definition.
+    idle: float = _of('RIOS_NOMSG_TIMEOUT', default=3600)
+
+    def to_env(self):
+        """The variables (dict of str)."""
+        values = {field.metadata['variable']: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value if isinstance(value, str) else json.dumps(value)
+                for name, value in values.items() if name != 'RIOS_NOMSG_TIMEOUT'}
+
+    @classmethod
+    def from_env(cls, environment):
+        """The settings in the variables of a job."""
+        fields = [field for field in dataclasses.fields(cls) if field.metadata['variable'] in environment]
+        texts = {field: environment[field.metadata['variable']] for field in fields}
+        return cls(**{field.name: text if field.type is str else json.loads(text)
+                      for field, text in texts.items()})
+
+
+#: What the main script and its workers tell each other: the fields of each kind of message, and who opens it.
+MESSAGES = {
+    # Compute this. The payload is the pickled function, where it has no token, and the arguments.
+    'call': ('worker', 'id label function gdal'),
+    # No more calls will come. There is one for each worker.
+    'stop': ('worker', ''),
+    # A worker is up, in this attempt of its job (AWS_BATCH_JOB_ATTEMPT).
+    'hello': ('main', 'worker attempt'),
+    # It cannot work for this main script, since mismatch() says so.
+    'misfit': ('main', 'worker text'),
+    # It has ended, as it should: `requests` are those that it has made (counts by operation).
+    'bye': ('main', 'worker requests'),
+    # Something for the log of the main script; something for which no worker of the run will ever answer.
+    'note': ('main', 'worker text'),
+    'broken': ('main', 'worker text'),
+    # The end of a call. The payload is the pickled result, or (exception, traceback); 'lost' has a text.
+    # `output` is what the call has printed (lines); the others are the times of its way (s).
+    **dict.fromkeys(('result', 'error', 'lost'), (
+        'main', 'worker id tries text output received downloaded started computed uploaded'))}
+
+
+class Message:
+    """One of MESSAGES, with its fields as attributes. What is not said is None; TypeError for other names."""
+    def __init__(self, kind, **fields):
+        self.kind, (self.to, names) = kind, MESSAGES[kind]
+        self.__dict__.update(dict.fromkeys(names.split()), **fields)
+        if len(vars(self)) > 2 + len(names.split()):
+            raise TypeError(f'a message "{kind}" has {names or "no fields"}, not {", ".join(fields)}')
+
+
+class Received:
+    """A message as it came from SQS, after its signature was checked; `said` is what it says (Message)."""
+    def __init__(self, message, header):
+        self.message, self.header, self.said = message, header, Message(**header['said'])
+
+    @property
+    def receipt(self):
+        return self.message['ReceiptHandle']
+
+    @property
+    def times(self):
+        """How often it was received, this time included (int)."""
+        return int(self.message['Attributes']['ApproximateReceiveCount'])
+
+    @property
+    def object(self):
+        """The key of the object that the payload is in; None where it rides in the message."""
+        return self.header.get('object')
+
+
+def _check(data, digest, what):
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Refused(f'{what} is not what was signed')
+    return data
+
+
+def size_of(message):
+    """What a message counts for, as SQS does it (bytes)."""
+    attribute = message.get('MessageAttributes', {}).get('p')
+    return len(message['MessageBody']) + (len(attribute['BinaryValue']) + len('pBinary') if attribute else 0)
+
+
+def in_groups(things, size):
+    """Cut a list into lists of at most `size`."""
+    return [things[n:n + size] for n in range(0, len(things), size)]
+
+
 class Channel:
     """
     The two queues and the folder of one run, as the main script and the workers see them.
@@ -388,38 +504,46 @@ class Channel:
     run is refused before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the
     run's folder, which the header names.
     """
-    def __init__(self, run, key, bucket, in_queue, out_queue, region):
-        self.run, self.key, self.bucket, self.region = run, key, bucket, region
+    def __init__(self, run_id, key, bucket, in_queue, out_queue, region):
+        self.run_id, self.key, self.bucket, self.region = run_id, key, bucket, region
         self.in_queue, self.out_queue = in_queue, out_queue
-        self.folder, self.requests = f'runs/{run}/', collections.Counter()
-        self.connect()
+        self.folder, self.requests = f'runs/{run_id}/', collections.Counter()
+        self.session = self.sqs = self.s3 = None
 
-    def connect(self):
-        """Make the clients, with the credentials that there are now."""
-        self.session = new_session()
+    @classmethod
+    def of(cls, settings):
+        """That of a run, as a worker has it, from its JobSettings."""
+        return cls(settings.run_id, bytes.fromhex(settings.key), settings.bucket, settings.in_queue,
+                   settings.out_queue, settings.region).connect()
+
+    def connect(self, session=None):
+        """Make the clients, with the credentials that there are now unless a session is given."""
+        self.session = session or new_session()
         self.sqs, self.s3 = self.client('sqs'), self.client('s3')
+        return self
 
     def client(self, service):
-        return make_client(service, self.requests, self.session, self.region)
+        return make_client(service, self.session, self.requests, self.region)
 
     def sign(self, text):
         return hmac.new(self.key, text.encode(), 'sha256').hexdigest()
 
-    def seal(self, to, header, payload=b''):
+    def seal(self, said, payload=b''):
         """
-        A message that 'main' or 'worker' may open, and its complete header (dict, dict). The header has a
-        'kind', and what else goes into JSON; the payload is a pickle, and put in the bucket if it is large.
+        A Message as SQS takes it, and its header (dict, dict). The payload is a pickle (bytes), and put in
+        the bucket if it is large.
         """
         packed = pack(payload)
         digest = hashlib.sha256(packed).hexdigest()
-        header = dict(header, run=self.run, to=to, sha256=digest, bytes=len(packed),
-                      packed=packed is not payload)
+        header = {'run': self.run_id, 'sha256': digest, 'bytes': len(packed), 'packed': packed is not payload}
         if len(packed) > INLINE_BYTES:
-            header['object'] = f'{self.folder}{header["kind"]}-{header.get("id")}-{digest}'
+            header['object'] = f'{self.folder}{said.kind}-{said.id}-{digest}'
             self.s3.put_object(Bucket=self.bucket, Key=header['object'], Body=packed)
-            if 'uploaded' in header:
-                header['uploaded'] = time.time()
             packed = b''
+        if 'uploaded' in vars(said):
+            said.uploaded = time.time()
+        header['said'] = {name: value for name, value in vars(said).items()
+                          if value is not None and name != 'to'}
         text = json.dumps(header, separators=(',', ':'))
         message = {'MessageBody': f'{self.sign(text)}\n{text}'}
         if packed:
@@ -427,22 +551,28 @@ class Channel:
         return message, header
 
     def open(self, to, message):
-        """Check a message that was received; its header. Refused where this run has made none such."""
+        """Check a message for 'main' or 'worker' (Received). Refused where this run has made none such."""
         signature, _, text = message['Body'].partition('\n')
         if not hmac.compare_digest(signature.encode(), self.sign(text).encode()):
             raise Refused('its signature is wrong')
         header = json.loads(text)
-        if (header['run'], header['to']) != (self.run, to):
-            raise Refused(f'it is for the {header["to"]} of run {header["run"]}')
-        return header
+        try:
+            received = Received(message, header)
+        except (KeyError, TypeError):
+            raise Refused('another version of rios_awsbatch has made it. "scripts/build.sh" builds an image '
+                          'with this one') from None
+        if (header['run'], received.said.to) != (self.run_id, to):
+            raise Refused(f'it is for the {received.said.to} of run {header["run"]}')
+        return received
 
-    def payload(self, header, message):
-        """The pickle of a message with this header (bytes). Refused where it is not what was signed."""
-        if 'object' in header:
-            data = self.fetch(header['object'], header['sha256'])
+    def payload(self, received):
+        """The pickle that came with a message (bytes). Refused where it is not what was signed."""
+        header = received.header
+        if received.object:
+            data = self.fetch(received.object, header['sha256'])
         else:
-            data = _checked(message.get('MessageAttributes', {}).get('p', {}).get('BinaryValue', b''),
-                            header['sha256'], 'its payload')
+            data = received.message.get('MessageAttributes', {}).get('p', {}).get('BinaryValue', b'')
+            _check(data, header['sha256'], 'its payload')
         return unpack(data) if header['packed'] else data
 
     def fetch(self, name, digest):
@@ -450,15 +580,15 @@ class Channel:
         for attempt in itertools.count(1):      # botocore retries requests, but not their bodies
             try:
                 data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
-                return _checked(data, digest, 'object ' + name)
+                return _check(data, digest, 'object ' + name)
             except AWS_ERRORS as error:
-                if is_one_of(error, _NO_OBJECT):
+                if is_one_of(error, NO_OBJECT):
                     raise Refused(f'object {name} is not there') from error
                 if attempt == 5 or not is_one_of(error, _CUT):
                     raise
 
-    def blob(self, digest):
-        """Where something that calls share lies: a function, for instance."""
+    def shared(self, digest):
+        """The key of something that calls share: a function, for instance."""
         return f'{self.folder}shared-{digest}'
 
     def send(self, queue_url, messages):
@@ -495,7 +625,7 @@ class Channel:
         self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
                    VisibilityTimeout=seconds)
 
-    def give_back(self, messages):
+    def send_anew(self, messages):
         """Let others have calls that were received: as new messages, since SQS counts how often one was."""
         self.send(self.in_queue, [
             {'MessageBody': message['Body'], 'MessageAttributes': message.get('MessageAttributes', {})}
@@ -504,7 +634,7 @@ class Channel:
 
     @staticmethod
     def _each(request, queue_url, receipts, **more):
-        for some in batches(receipts, BATCH_ENTRIES):
+        for some in in_groups(receipts, BATCH_ENTRIES):
             request(QueueUrl=queue_url, Entries=[
                 dict(more, Id=str(n), ReceiptHandle=receipt) for n, receipt in enumerate(some)])
 
@@ -530,29 +660,23 @@ class Mailbox:
                 raise queue.Empty
         return self.items.popleft()
 
-
-def _checked(data, digest, what):
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise Refused(f'{what} is not what was signed')
-    return data
-
-
-def size_of(message):
-    """What a message counts for, as SQS does it (bytes)."""
-    attribute = message.get('MessageAttributes', {}).get('p')
-    return len(message['MessageBody']) + (len(attribute['BinaryValue']) + len('pBinary') if attribute else 0)
-
-
-def batches(things, size):
-    """Cut a list into lists of at most `size`."""
-    return [things[n:n + size] for n in range(0, len(things), size)]
+    def take(self, timeout=None, most=sys.maxsize):
+        """What there is, after the first has come (list); nothing after so many seconds without one."""
+        items = []
+        with contextlib.suppress(queue.Empty):
+            items.append(self.get(timeout))
+            while len(items) < most:
+                items.append(self.get(0))
+        return items
 
 
 def versions():
     """The versions that must fit between the main script and its workers, by name."""
+    names = ['cloudpickle', 'numpy']
+    if 'rios' in sys.modules or 'RIOSRun' in os.environ:    # the main script asks for it, a worker says it
+        names.append('rios')
     found = {'Python': platform.python_version(), 'rios_awsbatch': __version__}
-    of_use = 'rios' in sys.modules or 'RIOSRun' in os.environ       # to the main script, which asks
-    for name in ['cloudpickle', 'numpy'] + ['rios'] * of_use:
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
@@ -582,223 +706,39 @@ def _shared(token):
     return sys.modules['__main__'].shared(token)        # worker.py
 
 
-# ---- A run -------------------------------------------------------------------------------------------
+# ---- A run: its parts --------------------------------------------------------------------------------
 
-class _Call(concurrent.futures.Future):
-    """A call, which is the future that the script holds."""
-    def __init__(self, number, label, function, payload):
-        super().__init__()
-        self.id, self.label, self.size = number, label, len(payload)
-        self.function, self.payload = function, payload
-        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
-        self.message = self.bytes = self.object = self.sent = None
-        self.queued = time.time()
-        self._unclaimed = threading.Lock()
-
-    def claim(self):
-        """Whether the caller is to settle it: only the first is, and nobody if it was cancelled."""
-        return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()
-
-
-class _Run:
+class _Life:
     """
-    What an executor has on AWS, and the threads here that serve it; see the top of the module for its life.
-
-    Threads refer to the run and not to its executor, so that an executor that is dropped ends its run.
+    How far a run has come: open, closing, broken, ended. Any thread may take it further, and none takes it
+    back: what is set here stays set, so it needs no lock.
     """
-    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition):
-        self.pid, self.began = os.getpid(), time.time()
-        self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
-        # A stack name has no underscore, so these names never begin with another stack's.
-        self.name = f'{STACK_NAME}_{self.id}'
-        self.report = _open_report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
-        self.start_timeout, self.tell_after = _start_timeout(), TELL_SECONDS
-        if len(STACK_NAME) > STACK_NAME_CHARS:
-            raise AWSBatchException(f'The stack name "{STACK_NAME}" is longer than {STACK_NAME_CHARS} '
-                                    'characters, which is too long for the names of its queues.')
-        self.stack = getStackOutputs()
-        most = int(self.stack['BatchMaxJobs'])
-        self.workers, self.vcpus = workers or most, vcpus or self.stack.get('BatchVCPUS')
-        if self.workers > most:
-            log.warning('%d workers are asked for, but stack %s runs at most %s jobs at a time, so some will '
-                        'wait. "scripts/modify.sh --maxjobs %d" raises that.',
-                        self.workers, STACK_NAME, most, self.workers)
-        _require_image(self.stack)
-        self.job = {'jobName': self.name, 'jobQueue': self.stack['BatchProcessingJobQueueName'],
-                    'jobDefinition': job_definition or self.stack['BatchProcessingJobDefinitionName']}
-        if timeout:
-            self.job['timeout'] = {'attemptDurationSeconds': timeout}
-        needs = [{'type': kind, 'value': str(value)}
-                 for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
-        self.overrides = {'resourceRequirements': needs} if needs else {}
-        self.calls = {}                     # the outstanding calls by id
-        self.ids = itertools.count(1)
-        self.outbox = queue.SimpleQueue()   # calls in the order in which they were submitted; None ends it
-        self.large = queue.SimpleQueue()    # those of them that want preparation
-        self.backlog = 0                    # bytes in the outbox, more or less
-        self.stored = set()                 # digests of what lies in the run's folder for all calls
-        self.spent = collections.deque()    # objects of answered calls, to be deleted
-        self.revoked = set()                # ids of cancelled calls that are in the queue
-        self.wake = Mailbox()               # for the keeper: a cancelled call, or None to have a look
-        self.jobs = {}                      # Batch jobs by id: (the worker's number, when it was submitted)
-        self.up = set()                     # workers that are up, by their numbers (str)
-        self.starts = set()                 # each with when it was started, and started again
-        self.quiet = set()                  # workers that have said that they end
-        self.ends = collections.deque(maxlen=5)     # what Batch said of the lost ones: (sentence, job)
-        self.answers = []                   # the worker of each call that is answered
-        self.started = self.lost = self.awaited = 0
-        self.killed = self.failed = 0       # workers that have ended since the last answer
-        self.doomed = self.closing = self.hurry = False
-        self.broken = self.told = self.channel = None
-        self.ended = threading.Event()      # the threads stop
-        self.clean = threading.Event()      # nothing is left
-        threads = [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
-                   for loop in (self._renew, *[self._prepare] * PREPARERS, self._send, self._keep,
-                                *[self._collect] * COLLECTORS)]
-        self.writers = []                   # those of them that write objects
-        try:
-            self._start(initializer, memory)
-        except BaseException as error:
-            self._clean_up(orderly=False)
-            if isinstance(error, AWS_ERRORS):
-                raise explain(error, 'starting a run') from error
-            raise
-        self.writers = threads[:1 + PREPARERS]
-        for thread in threads:
-            thread.start()
-        _runs.add(self)
+    def __init__(self):
+        self.pid = os.getpid()
+        self.closing = False                # no more calls
+        self.hurry = False                  # ... and nobody waits for those that are outstanding
+        self.reasons = []                   # why it is broken; the first is told
+        self.ended = threading.Event()      # its threads stop
 
-    def _start(self, initializer, memory):
-        self.channel = channel = Channel(
-            self.id, secrets.token_bytes(32), self.stack['BatchBucket'], None, None, REGION)
-        self.batch = channel.client('batch')
-        self._put_lease()
-        for name in ('in', 'out'):
-            url = channel.sqs.create_queue(
-                QueueName=f'{self.name}_{name}',
-                Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
-                            'MessageRetentionPeriod': str(RETENTION_SECONDS)},
-                tags={'Project': self.stack.get('BatchTag', 'rios')})['QueueUrl']
-            setattr(channel, name + '_queue', url)
-        self.environment = {
-            'RIOSBucket': channel.bucket, 'RIOSInQueue': channel.in_queue, 'RIOSOutQueue': channel.out_queue,
-            'RIOSRun': self.id, 'RIOSRunKey': channel.key.hex(), 'RIOSRegion': REGION,
-            'RIOSLease': str(LEASE_SECONDS), 'RIOSVisibility': str(VISIBILITY_SECONDS),
-            'RIOSVersions': json.dumps(versions()), 'RIOSTries': f'{MAX_TRIES} {MAX_RECEIVES}',
-            'RIOSModules': ' '.join(name for name in HEAVY_MODULES if name in sys.modules),
-            'RIOSOutput': os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT', ''),
-            'RIOSInitializer': self.share(_pickled(initializer, 'The initializer')) if initializer else ''}
-        self.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME, region=REGION,
-                  inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory)
-        self.opened = time.monotonic()
-        self._start_workers(self.workers)
+    @property
+    def broken(self):
+        """Why no call will be answered any more (str), or None."""
+        return self.reasons[0] if self.reasons else None
 
-    def _start_workers(self, count):
-        """Submit an array job of so many workers, which are its children; a plain job for one."""
-        environment = dict(self.environment, RIOSFirst=str(self.started))
-        array = {'arrayProperties': {'size': count}} if count > 1 else {}
-        submitted = self.batch.submit_job(**self.job, **array, containerOverrides=dict(
-            self.overrides, environment=[{'name': name, 'value': environment[name]} for name in environment]))
-        job_id, now = submitted['jobId'], time.monotonic()
-        for index in range(count):
-            self.jobs[f'{job_id}:{index}' if array else job_id] = str(self.started + index), now
-        self.started += count
-        if submitted['ResponseMetadata'].get('RetryAttempts'):
-            # AWS may have carried out a request whose answer was lost: one job is enough.
-            found = self.batch.list_jobs(
-                jobQueue=self.job['jobQueue'], filters=[{'name': 'JOB_NAME', 'values': [self.name]}])
-            for job in found['jobSummaryList']:
-                if job['status'] not in _ENDED and job['jobId'] not in self._arrays():
-                    self.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+    @property
+    def is_open(self):
+        return not (self.closing or self.reasons)
 
-    def share(self, data):
-        """Put bytes into the run's folder, once; the token by which a worker finds them."""
-        self._check_open()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in self.stored:
-            self.persist('storing what all blocks share', lambda: self.channel.s3.put_object(
-                Bucket=self.channel.bucket, Key=self.channel.blob(digest), Body=data))
-            self.stored.add(digest)
-        return digest
+    def close(self, hurry):
+        if hurry:
+            self.hurry = True
+        self.closing = True
 
-    def note(self, kind, **record):
-        """Append to the report of the run. A report that cannot be written any more is no reason to stop."""
-        if self.report is not None:
-            try:
-                os.write(self.report, (json.dumps(dict({'is': kind}, **record), default=str) + '\n').encode())
-            except OSError as error:
-                self.report = None
-                log.warning('The report of run %s cannot be written any more: %s', self.id, error)
+    def break_off(self, text):
+        self.reasons.append(text)
 
-    def _guarded(self, loop):
-        """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
-        try:
-            loop()
-        except BaseException as error:
-            if not self.ended.is_set():
-                log.debug('A thread of run %s failed', self.id, exc_info=True)
-                self.break_off(str(error) if isinstance(error, AWSBatchException) else repr(error))
-
-    def over(self):
-        """Whether nobody waits for anything of this run any more, so that it is to be cleaned up."""
-        return self.closing and (self.hurry or bool(self.broken) or not self.calls)
-
-    def persist(self, doing, request):
-        """
-        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
-        over. Raises AWSBatchException where AWS refuses it for a reason that does not pass.
-        """
-        while not self.ended.is_set():
-            try:
-                return request()
-            except AWS_ERRORS as error:
-                no_queue, expired = is_one_of(error, _NO_QUEUE), is_one_of(error, _EXPIRED)
-                if self.over() or self.closing and no_queue:
-                    break
-                # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
-                new = no_queue and time.monotonic() < self.opened + 10
-                if not (new or expired or is_temporary(error)):
-                    raise explain(error, doing) from error
-                # It is told at once, and then every TELL_SECONDS, whichever thread notices.
-                if self.told is None or self.told[0] != expired or time.monotonic() > self.told[1]:
-                    self.told = expired, time.monotonic() + TELL_SECONDS
-                    log.warning('%s %s', explain(error, doing), 'The run goes on when you have: no block is '
-                                'lost.' if expired else 'Trying again.')
-                self.ended.wait(1)
-                if expired:                 # logged in again? New clients look for it.
-                    self.channel.connect()
-                    self.batch = self.channel.client('batch')
-        return None
-
-    # Calls out
-
-    def submit(self, function, fn, args, kwargs):
-        """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
-        self._check_open()
-        try:
-            digest, data = function or self.pickled(fn)
-            label = _label(fn, args)
-            payload = data + _pickled((args, kwargs), f'The arguments of {label}')
-        except AWSBatchException as error:
-            future = concurrent.futures.Future()
-            future.set_exception(error)
-            return future
-        while self.backlog and self.backlog + len(payload) > OUTBOX_BYTES:
-            self._check_open()
-            time.sleep(0.01)
-        self._check_open()
-        call = _Call(next(self.ids), label, digest, payload)
-        self.backlog += len(payload)
-        self.calls[call.id] = call
-        call.add_done_callback(self._cancelled)
-        if call.prepared:
-            self.large.put(call)
-        self.outbox.put(call)
-        if self.broken or self.ended.is_set():      # just now, in another thread
-            self._settle_rest()
-        return call
-
-    def _check_open(self):
+    def check_open(self):
+        """Raise what submit() raises when no call can be taken."""
         if self.pid != os.getpid():
             raise RuntimeError(f'This executor belongs to process {self.pid}, which made it. A forked '
                                'process makes one of its own.')
@@ -807,191 +747,160 @@ class _Run:
         if self.closing:
             raise RuntimeError('cannot schedule new futures after shutdown')
 
-    def pickled(self, fn):
-        """The function as it is now: its token, and what of it travels with each call (str, bytes)."""
-        data = _pickled(fn, f'The function {_name(fn)}')
-        return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
 
-    def _prepare(self):
-        """Thread: seal the calls that take time, several at once, and send those that fill a batch alone."""
-        for call in iter(self.large.get, None):
-            self._seal(call)
-            if call.message is not None and 2 * size_of(call.message) > MESSAGE_BYTES:
-                self._send_batch([call])
-            call.prepared.set()
-            del call                # nothing here may keep a future, and so its result
+class _Report:
+    """The file in which a run writes down what happens. It owns the file descriptor; any thread may note."""
+    def __init__(self, folder, run_id):
+        self.run_id, self.file = run_id, None
+        if folder:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                self.file = os.open(os.path.join(folder, run_id + '.jsonl'),
+                                    os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            except OSError as error:
+                raise AWSBatchException(
+                    f'The report of the run cannot be written to the folder "{folder}": '
+                    f'{error.strerror or error}. Set RIOS_AWSBATCH_REPORT to a folder where you may write, '
+                    'or unset it.') from error
 
-    def _seal(self, call):
-        """Make the message for a call; none where it was cancelled."""
-        try:
-            if call.id in self.calls:
-                gdal = sys.modules.get('osgeo.gdal')
-                header = {'kind': 'call', 'id': call.id, 'fn': call.function, 'label': call.label,
-                          'gdal': bool(gdal and gdal.GetUseExceptions())}
-                call.message, header = self.persist(
-                    'sending a call to the workers',
-                    lambda: self.channel.seal('worker', header, call.payload)) or (None, {})
-                call.bytes, call.object = header.get('bytes'), header.get('object')     # as it travels
-        except Exception as error:
-            self._settle(call, error=error)
-        call.payload = None
+    def note(self, kind, **record):
+        """Append a line. A report that cannot be written any more is no reason to stop."""
+        if self.file is not None:
+            try:
+                os.write(self.file, (json.dumps(dict({'is': kind}, **record), default=str) + '\n').encode())
+            except OSError as error:
+                self.file = None
+                log.warning('Run %s: its report cannot be written any more: %s', self.run_id, error)
 
-    def _send(self):
-        """Thread: send the calls in their order, together with those that came meanwhile."""
-        call = self.outbox.get()
-        while call is not None and not self.ended.is_set():
-            batch = []
-            while call is not None and len(batch) < BATCH_ENTRIES:
-                if call.prepared is None:
-                    self._seal(call)
-                elif not call.prepared.wait(0 if batch else None):
+
+class _MainChannel(Channel):
+    """
+    The main script's side of the channel: it makes the queues, and goes on asking while AWS is away.
+
+    Any thread may ask. Who finds that the login has expired makes new clients, for all.
+    """
+    def __init__(self, run_id, bucket, life, is_over):
+        super().__init__(run_id, secrets.token_bytes(32), bucket, None, None, REGION)
+        self.life, self.is_over, self.opened = life, is_over, time.monotonic()
+        self.warned = None, 0               # what was logged last, and when it is to be logged again
+        self.batch = None
+
+    def connect(self, session=None):
+        super().connect(session)
+        self.batch = self.client('batch')
+        return self
+
+    def make_queues(self, name, tag):
+        """Make the two queues of the run."""
+        self.in_queue, self.out_queue = (self.sqs.create_queue(
+            QueueName=f'{name}_{way}', tags={'Project': tag},
+            Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
+                        'MessageRetentionPeriod': str(RETENTION_SECONDS)})['QueueUrl']
+            for way in ('in', 'out'))
+
+    def persist(self, doing, request):
+        """
+        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
+        over. Raises AWSBatchException where AWS refuses it for a reason that does not pass.
+        """
+        while not self.life.ended.is_set():
+            try:
+                return request()
+            except AWS_ERRORS as error:
+                no_queue, expired = is_one_of(error, NO_QUEUE), is_one_of(error, _EXPIRED)
+                if self.is_over() or self.life.closing and no_queue:
                     break
-                self.backlog = self.backlog - call.size if self.outbox.qsize() else 0
-                if call.message is not None:
-                    batch.append(call)
-                call = self.outbox.get() if self.outbox.qsize() else None
-            self._send_batch(batch)
-            batch = None                # nothing here may keep a future, and so its result
-            call = call or self.outbox.get()
+                # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
+                new = no_queue and time.monotonic() < self.opened + 10
+                if not (new or expired or is_temporary(error)):
+                    raise explain(error, doing) from error
+                self._warn(explain(error, doing), expired)
+                self.life.ended.wait(1)
+                if expired:                 # logged in again? New clients look for it.
+                    self.connect()
+        return None
 
-    def _send_batch(self, batch):
-        for call in batch:
-            call.sent = time.time()
-        try:
-            self.persist('sending calls to the workers', lambda: self.channel.send(
-                self.channel.in_queue, [call.message for call in batch]))
-        except AWSBatchException as error:
-            for call in batch:
-                self._settle(call, error=error)
-        for call in batch:
-            call.message = None
+    def _warn(self, error, expired):
+        """Log it at once when it is news, and then every TELL_SECONDS, whichever thread meets it."""
+        last, again = self.warned
+        if last != expired or time.monotonic() > again:
+            self.warned = expired, time.monotonic() + TELL_SECONDS
+            log.warning('Run %s: %s %s', self.run_id, error, 'The run goes on when you have: no block is '
+                        'lost.' if expired else 'Trying again.')
 
-    def _cancelled(self, call):
-        if call.cancelled() and self.calls.pop(call.id, None):
-            self.wake.put(call)
-
-    def _take_back(self):
-        """Take cancelled calls out of the queue, so that no worker begins them; not a few among very many."""
-        persist, channel = functools.partial(self.persist, 'taking cancelled calls back'), self.channel
-        while self.revoked and 2 * len(self.revoked) > len(self.calls) and not self.over():
-            wanted, unwanted = [], []
-            for message in persist(lambda: channel.receive(channel.in_queue, 1)) or ():
-                number = None
-                with contextlib.suppress(Refused):
-                    number = channel.open('worker', message).get('id')
-                (wanted if number in self.calls else unwanted).append(message)
-                self.revoked.discard(number)
-            persist(lambda: channel.give_back(wanted))
-            persist(lambda: channel.delete(
-                channel.in_queue, [message['ReceiptHandle'] for message in unwanted]))
-            if not unwanted or len(wanted) > len(unwanted):     # the workers have the others
-                break
-        self.revoked.clear()
-
-    # Answers back
-
-    def _collect(self):
-        """Thread: take in what the workers send."""
-        channel, receipts, most, since = self.channel, [], BATCH_ENTRIES, time.monotonic()
-        soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
-        while not self.ended.is_set():
-            wait = LONG_POLL_SECONDS if not receipts else min(LONG_POLL_SECONDS, max(1, int(soon)))
-            messages = self.persist('receiving results', lambda: channel.receive(
-                channel.out_queue, wait, most)) or []
-            for message in messages:
-                header = self._take(message)
-                receipts.append(message['ReceiptHandle'])
-                # Large results are taken one by one, so that all collectors have some to download.
-                most = 1 if 'object' in header else BATCH_ENTRIES
-            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > since + soon:
-                self.persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
-                receipts, since = [], time.monotonic()
-
-    def _take(self, message):
-        """Handle one message from a worker; its header."""
-        try:
-            header = self.channel.open('main', message)
-        except Refused as refused:
-            log.warning('A message to run %s was refused: %s', self.id, refused)
-            return {}
-        kind, worker = header['kind'], header.get('worker')
-        if kind == 'hello':
-            self._worker_up(worker, header['start'])
-        elif kind == 'refused':     # for its versions; if the image was pushed in mid-run, the others go on
-            log.warning('Worker %s is refused. %s', worker, header['text'])
-            if not self.up:
-                self.break_off(header['text'])
-        elif kind == 'bye':
-            self.quiet.add(worker)
-            self.up.discard(worker)
-            self.channel.requests.update(header['requests'])
-            self.note('ended', worker=worker, time=time.time())
-            self.wake.put(None)
-        elif kind == 'note':
-            log.warning('Worker %s: %s', worker, header['text'])
-        elif kind == 'broken':
-            self.break_off(header['text'])
-        else:
-            self._answer(header, message)
-        return header
-
-    def _worker_up(self, worker, start):
-        if (worker, start) not in self.starts:  # else SQS has delivered it twice
-            self.starts.add((worker, start))
-            if worker in self.up:
-                self._lost([worker], 'AWS Batch has started it again')
-            self.up.add(worker)
-            self.note('up', worker=worker, time=time.time())
-            self.wake.put(None)
-            log.info('Worker %s is up, %d of %d', worker, len(self.up), self.workers)
-
-    def _answer(self, header, message):
-        """Settle the future that a result, an error or a given-up call belongs to."""
-        call, times = self.calls.get(header['id']), {'arrived': time.time()}
-        times.update((name, header.get(name)) for name in (
-            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded'))
-        if call is None:            # answered before by another worker, or cancelled
-            return self.note('unwanted', **times)
-        error = result = None
-        try:
-            if header['kind'] == 'lost':
-                error = AWSBatchException(f'The call {call.label} was tried {header["tries"]} times, and '
-                                          f'each time {header["text"]}, so it is given up.')
-            else:
-                data = self.persist('downloading a result', lambda: self.channel.payload(header, message))
-                if data is None:
-                    return None
-                result = _Results(io.BytesIO(data)).load()
-                if header['kind'] == 'error':
-                    error, remote = result
-                    error.__cause__ = _RemoteTraceback(remote)
-        except Refused as refused:
-            log.warning('The result of %s in run %s was refused: %s', call.label, self.id, refused)
-            error = AWSBatchException(f'The result of {call.label} was tampered with on its way: {refused}.')
-        except BaseException as problem:        # sys.exit() in a result included
-            error = AWSBatchException(
-                f'The result of {call.label} cannot be unpickled here: {_told(problem)}. What a function '
-                'returns must be importable by the main script too.')
-            error.__cause__ = problem
-        for line in header.get('output', ()):
-            log.warning('Worker %s, %s: %s', header.get('worker'), call.label, line)
-        if self._settle(call, result, error, header.get('worker')):
-            self.killed = self.failed = 0
-            self.note('block', label=call.label, bytes_in=call.bytes, bytes_out=header.get('bytes'),
-                      error=error and _told(error)[:300], queued=call.queued, sent=call.sent,
-                      collected=time.time(), **times)
-        self.spent.extend(filter(None, (call.object, header.get('object'))))
-        if len(self.spent) >= DELETE_OBJECTS // 10:
-            with contextlib.suppress(IndexError):
-                names = [self.spent.popleft() for _ in range(len(self.spent))]
-                self.persist('deleting objects', lambda: self._delete_objects(names))
-
-    def _delete_objects(self, names):
-        for some in batches(names, DELETE_OBJECTS):
-            self.channel.s3.delete_objects(Bucket=self.channel.bucket, Delete={
+    def delete_objects(self, names):
+        """Delete objects (any number)."""
+        for some in in_groups(names, DELETE_OBJECTS):
+            self.s3.delete_objects(Bucket=self.bucket, Delete={
                 'Objects': [{'Key': name} for name in some], 'Quiet': True})
 
-    def _settle(self, call, result=None, error=None, worker=None):
+    def delete_folder(self):
+        """Delete the objects of the run."""
+        for page in self.s3.get_paginator('list_objects_v2').paginate(Bucket=self.bucket, Prefix=self.folder):
+            self.delete_objects([item['Key'] for item in page.get('Contents', [])])
+
+
+class _PendingCall(concurrent.futures.Future):
+    """
+    A call that is not answered yet; it is the future that the script holds. What concerns its way out is
+    changed by the outbox: by the thread that has taken it out of a queue there.
+    """
+    def __init__(self, number, label, function, payload):
+        super().__init__()
+        self.id, self.label, self.size = number, label, len(payload)
+        self.function, self.payload = function, payload
+        self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
+        self.message = None                 # as SQS takes it, from seal() until it is sent
+        self.bytes = self.object = None     # how large it travels, and the key of its object
+        self.submitted_at, self.sent_at = time.time(), None
+        self.total_put = 0                  # bytes that were put into the outbox up to this call
+        self._unclaimed = threading.Lock()
+
+    def claim(self):
+        """Whether the caller is to settle it: only the first is, and nobody if it was cancelled."""
+        return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()
+
+    def seal(self, channel):
+        """Make its message. Uploads what is large, so it may take time, and may fail as AWS does."""
+        gdal = sys.modules.get('osgeo.gdal')
+        self.message, header = channel.seal(Message(
+            'call', id=self.id, label=self.label, function=self.function,
+            gdal=bool(gdal and gdal.GetUseExceptions())), self.payload)
+        self.bytes, self.object = header['bytes'], header.get('object')
+
+
+class _Calls:
+    """
+    The outstanding calls of a run by id, and which workers have answered the others.
+
+    Any thread may add, cancel and settle them, since all that takes single operations of a dict and a list:
+    whoever claims a call settles it, and takes it out.
+    """
+    def __init__(self, settled):
+        self.settled = settled              # called after each
+        self.outstanding, self.ids = {}, itertools.count(1)
+        self.answers = []                   # the worker of each call that is answered
+
+    def __len__(self):
+        return len(self.outstanding)
+
+    def __contains__(self, number):
+        return number in self.outstanding
+
+    def get(self, number):
+        return self.outstanding.get(number)
+
+    def add(self, label, function, payload):
+        """A new call (_PendingCall)."""
+        call = _PendingCall(next(self.ids), label, function, payload)
+        self.outstanding[call.id] = call
+        return call
+
+    def remove(self, call):
+        """Whether it was outstanding until now."""
+        return self.outstanding.pop(call.id, None) is not None
+
+    def settle(self, call, result=None, error=None, worker=None):
         """Give a future its result or exception; False where somebody else has."""
         if not call.claim():
             return False
@@ -1003,163 +912,377 @@ class _Run:
             else:
                 call.set_result(result)
         finally:
-            self.calls.pop(call.id, None)
-            if self.closing:
-                self.wake.put(None)
+            self.remove(call)
+            self.settled()
         return True
 
-    def _settle_rest(self):
-        """Nobody will answer the calls that are left."""
-        while self.calls:
-            with contextlib.suppress(KeyError):
-                call = self.calls.popitem()[1]
-                if self.broken:
-                    self._settle(call, error=BrokenAWSBatchExecutor(self.broken))
+    def settle_all(self, broken):
+        """Nobody will answer those that are left: they fail for a reason (str), or are cancelled (None)."""
+        while self.outstanding:
+            with contextlib.suppress(KeyError):         # another thread has taken the last one
+                call = self.outstanding.popitem()[1]
+                if broken:
+                    self.settle(call, error=BrokenAWSBatchExecutor(broken))
                 else:
                     call.cancel()
                     call.claim()
 
-    def break_off(self, text):
-        """Fail every outstanding call, and refuse new ones."""
-        self.broken = self.broken or text
-        self._settle_rest()
-        self.wake.put(None)
+    def cancel_all(self):
+        for call in list(self.outstanding.copy().values()):
+            call.cancel()
 
-    # The pool
 
-    def _keep(self):
-        """Thread: keep the workers' number, take cancelled calls back, and clean up when the run is over."""
-        self._guarded(self._tend)
+class _Outbox:
+    """
+    Calls on their way into the queue, and cancelled ones on their way out of it again.
+
+    Any thread puts them in. PREPARERS threads run prepare(), one send() and one take_back(); these hand calls
+    to each other through queues.
+    """
+    def __init__(self, calls, channel, life):
+        self.calls, self.channel, self.life = calls, channel, life
+        self.waiting = queue.SimpleQueue()  # in the order in which they were submitted; None ends it
+        self.large = queue.SimpleQueue()    # those of them that want preparation; None ends one thread
+        self.total_put = self.total_sent = 0    # bytes; each call knows how many were put when it was
+        self.cancelled = Mailbox()          # cancelled calls, and ids of those that a worker has answered
+
+    def is_full(self, size):
+        """Whether so many bytes more are to wait. If nothing else is on its way, they never are."""
+        waiting = self.total_put - self.total_sent
+        return waiting > 0 and waiting + size > OUTBOX_BYTES
+
+    def put(self, call):
+        # Two threads at once may count one of two calls only. That does no harm: the count of what was sent
+        # is the one that was put, so both are the same again when all is sent.
+        call.total_put = self.total_put = self.total_put + call.size
+        if call.prepared:
+            self.large.put(call)
+        self.waiting.put(call)
+
+    def revoke(self, call):
+        """A call was cancelled: it need not be computed any more."""
+        self.cancelled.put(call)
+
+    def gone(self, number):
+        """A worker has computed the call of this id, though it was cancelled, so it is not in the queue."""
+        self.cancelled.put(number)
+
+    def close(self):
+        """Let the threads end, once the run has ended."""
+        for queued in [self.waiting, *[self.large] * PREPARERS, self.cancelled]:
+            queued.put(None)
+
+    # Out
+
+    def prepare(self):
+        """Thread: seal the calls that take time, several at once, and send those that fill a batch alone."""
+        for call in iter(self.large.get, None):
+            self._seal(call)
+            if call.message is not None and 2 * size_of(call.message) > MESSAGE_BYTES:
+                self._send_together([call])
+            call.prepared.set()
+            del call                # nothing here may keep a future, and so its result
+
+    def _seal(self, call):
+        """Make the message for a call; none where it was cancelled, or cannot be sent."""
         try:
-            self._clean_up(orderly=not (self.broken or self.hurry))
-        finally:
-            self.ended.set()
-            self._settle_rest()
-            _runs.discard(self)
-            self.note('end', time=time.time(), submitted=next(self.ids) - 1, broken=self.broken,
-                      requests=dict(self.channel.requests))
-            self.clean.set()
-            log.info('Run %s ended: %d blocks', self.id, len(self.answers))
+            if call.id in self.calls:
+                self.channel.persist('sending a call to the workers', lambda: call.seal(self.channel))
+        except Exception as error:
+            self.calls.settle(call, error=error)
+        call.payload = None
 
-    def _tend(self):
-        look = time.monotonic() + WATCH_SECONDS
-        while not self.over():
-            wait = max(0, look - time.monotonic())
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    call, wait = self.wake.get(wait), 0
-                    if call is not None:
-                        call.claim()            # nobody else settles it; those who wait for it are told
-                        if call.sent:
-                            self.revoked.add(call.id)
-            call = None
-            if self.revoked:
-                self._take_back()
-            if time.monotonic() >= look:
-                if (self.calls or self.awaited) and not self.broken:
-                    self.persist('looking at the Batch jobs', self._look)
-                look = time.monotonic() + WATCH_SECONDS
+    def send(self):
+        """Thread: send the calls in their order."""
+        after = None
+        while not self.life.ended.is_set():
+            first, after = after or self.waiting.get(), None
+            after = first and self._send_from(first)
+            first = None
 
-    def _look(self):
-        """Replace the workers that are gone, as far as there are calls for others."""
-        suspects, reasons = self._suspects(), collections.defaultdict(list)
-        found = self._described(suspects)
-        for job_id in suspects:
-            worker, submitted = self.jobs[job_id]
-            # A child that is not there has not come into being, or Batch has forgotten it.
-            new = time.monotonic() < submitted + TELL_SECONDS
-            job = found.get(job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
-            if job['status'] in _ENDED:
-                del self.jobs[job_id]
-                if _was_killed(job):
-                    self.killed += 1
-                else:
-                    self.failed += 1
-                why = _how_ended(job)
-            elif worker in self.up and job['status'] != 'RUNNING':
-                why = 'AWS Batch starts it again'
-            else:
-                continue
-            self.up.discard(worker)
-            if worker not in self.quiet:
-                self.ends.append((why, job_id))
-                reasons[why].append(worker)
-        for why, workers in reasons.items():
-            self._lost(workers, why)
-        # The more of them are killed without an answer, the more are started for the few calls that are left.
-        missing = min(self.workers, max(len(self.calls) + self.killed, self.awaited)) - len(self.jobs)
-        never = self.failed and not (self.jobs or self.starts)
-        futile = self.killed + FAILED_COUNTS * self.failed
-        if missing > 0 and never and not self.doomed:
-            self.doomed = True              # a first answer may still be on its way, so look twice
-        elif missing > 0 and (never or futile > MAX_KILLED * (self.workers + 10)):
-            self.break_off(f'No worker of run {self.id} is left, with {len(self.calls)} calls outstanding. '
-                           f'{self._how_workers_ended()}')
-        elif missing > 0:
-            log.warning('Starting %d worker%s in place of those that are gone', missing, 's' * (missing > 1))
-            self._start_workers(missing)
-        elif not self.up and self.jobs:
-            self._none_is_up(self._described(list(self.jobs)[:10]).values())
+    def _send_from(self, call):
+        """Send a call, together with those that are ready behind it; the one behind them, if it was taken."""
+        together = []
+        while call is not None and len(together) < BATCH_ENTRIES:
+            if call.prepared is None:
+                self._seal(call)
+            elif not call.prepared.wait(0 if together else None):
+                break
+            self.total_sent = max(self.total_sent, call.total_put)
+            if call.message is not None:
+                together.append(call)
+            call = self.waiting.get() if self.waiting.qsize() else None
+        self._send_together(together)
+        return call
 
-    def _suspects(self):
-        """
-        The jobs that may have ended or be starting again (list of ids). Batch sends some kB for a child of an
-        array, so it is asked of an array first: how many are in which state.
-        """
-        arrays, suspects = self._arrays(), []
-        found = self._described(arrays)
-        for array, ours in arrays.items():
-            job = found.get(array, {'arrayProperties': {'statusSummary': {}}})      # Batch has forgotten it
-            states = job.get('arrayProperties', {}).get('statusSummary', {job.get('status'): 1})
-            alive = sum(count for status, count in states.items() if status not in _ENDED)
-            up = sum(self.jobs[job_id][0] in self.up for job_id in ours)
-            if alive != len(ours) or up > states.get('RUNNING', 0):
-                suspects += ours
-        return suspects
+    def _send_together(self, calls):
+        for call in calls:
+            call.sent_at = time.time()
+        try:
+            self.channel.persist('sending calls to the workers', lambda: self.channel.send(
+                self.channel.in_queue, [call.message for call in calls]))
+        except AWSBatchException as error:
+            for call in calls:
+                self.calls.settle(call, error=error)
+        for call in calls:
+            call.message = None
 
-    def _arrays(self):
-        """The jobs by the array that they are children of; a plain one is by itself (dict of lists)."""
-        arrays = collections.defaultdict(list)
-        for job_id in self.jobs:
-            arrays[job_id.partition(':')[0]].append(job_id)
-        return arrays
+    # Back
 
-    def _described(self, job_ids):
+    def take_back(self):
+        """Thread: take cancelled calls out of the queue, so that no worker begins them."""
+        revoked = set()                     # ids of cancelled calls that may be in the queue
+        while not self.life.ended.is_set():
+            for item in self.cancelled.take(TAKE_BACK_AGAIN if revoked else None):
+                if isinstance(item, int):
+                    revoked.discard(item)
+                elif item is not None:
+                    item.claim()            # nobody else settles it; those who wait for it are told
+                    if item.sent_at:
+                        revoked.add(item.id)
+            item = None                     # nothing here may keep a future
+            # A few among very many are not looked for: workers compute them, and the answers are dropped.
+            while 2 * len(revoked) > len(self.calls) and self._search(revoked):
+                pass
+
+    def _search(self, revoked):
+        """Look through the queue for a while; whether it is worth going on."""
+        persist = functools.partial(self.channel.persist, 'taking cancelled calls back')
+        queue_url, wanted, found = self.channel.in_queue, [], 0
+        until = time.monotonic() + min(TAKE_BACK_SECONDS, VISIBILITY_SECONDS / 2)
+        while revoked and time.monotonic() < until:
+            messages = persist(lambda: self.channel.receive(queue_url, 1))
+            if not messages:                # the workers have the others
+                revoked.clear()
+                break
+            unwanted = [message for message in messages if not self._is_wanted(message, revoked)]
+            wanted += [message for message in messages if message not in unwanted]
+            found += len(unwanted)
+            persist(lambda: self.channel.delete(queue_url, [each['ReceiptHandle'] for each in unwanted]))
+        # Wanted calls come back where they were. SQS has counted this, so one that was received often comes
+        # anew: it would be given up for that.
+        often = [message for message in wanted
+                 if 2 * int(message['Attributes']['ApproximateReceiveCount']) > MAX_RECEIVES]
+        persist(lambda: self.channel.hide(
+            [message['ReceiptHandle'] for message in wanted if message not in often], 0))
+        persist(lambda: self.channel.send_anew(often))
+        return bool(revoked and found)
+
+    def _is_wanted(self, message, revoked):
+        """Whether a message in the queue is for a worker. What nobody has made is not."""
+        try:
+            said = self.channel.open('worker', message).said
+        except Refused:
+            return False
+        if said.kind == 'stop':
+            return True
+        revoked.discard(said.id)
+        return said.id in self.calls
+
+
+class _Inbox:
+    """
+    What workers send: answers settle calls, all else goes to the keeper or into the log.
+
+    COLLECTORS threads run collect(), each for the messages that it has received.
+    """
+    def __init__(self, run, channel, life):
+        self.run, self.channel, self.life, self.calls = run, channel, life, run.calls
+        self.spent = collections.deque()    # keys of objects of answered calls, to be deleted
+
+    def collect(self):
+        """Thread: receive messages, take them in, and only then delete them."""
+        channel, receipts, most, since = self.channel, [], BATCH_ENTRIES, time.monotonic()
+        soon = VISIBILITY_SECONDS / 4       # results that are not deleted by then would come again
+        while not self.life.ended.is_set():
+            wait = LONG_POLL_SECONDS if not receipts else min(LONG_POLL_SECONDS, max(1, int(soon)))
+            messages = channel.persist('receiving results', lambda: channel.receive(
+                channel.out_queue, wait, most)) or []
+            for message in messages:
+                has_object = self._take(message)
+                receipts.append(message['ReceiptHandle'])
+                # Large results are taken one by one, so that all collectors have some to download.
+                most = 1 if has_object else BATCH_ENTRIES
+            if len(receipts) >= BATCH_ENTRIES or not messages or time.monotonic() > since + soon:
+                channel.persist('deleting messages', lambda: channel.delete(channel.out_queue, receipts))
+                receipts, since = [], time.monotonic()
+
+    def _take(self, message):
+        """Handle one message; whether its payload was an object."""
+        try:
+            received = self.channel.open('main', message)
+        except Refused as refused:
+            log.warning('Run %s: a message to it was refused: %s', self.run.id, refused)
+            return False
+        said = received.said
+        if said.kind in ('result', 'error', 'lost'):
+            self._answer(said, received)
+        elif said.kind == 'note':
+            log.warning('Run %s: worker %s: %s', self.run.id, said.worker, said.text)
+        elif said.kind == 'broken':
+            self.run.break_off(said.text)
+        else:
+            self.run.keeper.tell(said)
+        return bool(received.object)
+
+    def _answer(self, answer, received):
+        """Settle the call that an answer belongs to."""
+        call = self.calls.get(answer.id)
+        times = {name: getattr(answer, name) for name in (
+            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded')}
+        times['arrived'] = time.time()
+        if call is None:            # answered before by another worker, or cancelled
+            self.run.report.note('unwanted', **times)
+            return self.run.outbox.gone(answer.id)
+        opened = self._open(call, answer, received)
+        if opened is None:          # the run is over
+            return None
+        for line in answer.output or ():
+            log.warning('Run %s: worker %s, %s: %s', self.run.id, answer.worker, call.label, line)
+        result, error = opened
+        if self.calls.settle(call, result, error, answer.worker):
+            self.run.report.note(
+                'block', label=call.label, bytes_in=call.bytes, bytes_out=received.header['bytes'],
+                error=error and describe(error)[:300], queued=call.submitted_at, sent=call.sent_at,
+                collected=time.time(), **times)
+        self._delete_later(call.object, received.object)
+        return None
+
+    def _open(self, call, answer, received):
+        """What a call is settled with: (result, error), of which one is None; None when the run is over."""
+        if answer.kind == 'lost':
+            return None, AWSBatchException(f'The call {call.label} was tried {answer.tries} times, and each '
+                                           f'time {answer.text}, so it is given up.')
+        try:
+            data = self.channel.persist('downloading a result', lambda: self.channel.payload(received))
+            if data is None:
+                return None
+            result = _Results(io.BytesIO(data)).load()
+            if answer.kind == 'result':
+                return result, None
+            error, remote = result
+            error.__cause__ = _RemoteTraceback(remote)
+        except Refused as refused:
+            log.warning('Run %s: the result of %s was refused: %s', self.run.id, call.label, refused)
+            error = AWSBatchException(f'The result of {call.label} was tampered with on its way: {refused}.')
+        except BaseException as problem:        # sys.exit() in a result included
+            error = AWSBatchException(
+                f'The result of {call.label} cannot be unpickled here: {describe(problem)}. What a function '
+                'returns must be importable by the main script too.')
+            error.__cause__ = problem
+        return None, error
+
+    def _delete_later(self, *names):
+        """Objects go in large groups, and during the run: one of days would pay for terabytes else."""
+        self.spent.extend(filter(None, names))
+        if len(self.spent) >= DELETE_OBJECTS // 10:
+            with contextlib.suppress(IndexError):       # the other collector is at it, too
+                some = [self.spent.popleft() for _ in range(len(self.spent))]
+                self.channel.persist('deleting objects', lambda: self.channel.delete_objects(some))
+
+
+# ---- A run: its workers ------------------------------------------------------------------------------
+
+ENDED = ('SUCCEEDED', 'FAILED')
+_EXIT_KILLED = (137, 143)       # 128 + SIGKILL, SIGTERM
+
+
+def was_killed(job):
+    """Whether a job was ended from outside, so that the next one may fare better."""
+    container = job.get('container', {})
+    return 'Host EC2' in job.get('statusReason', '') or (
+        container.get('exitCode') in _EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
+
+
+def how_ended(job):
+    """What Batch says of a job that has ended, and what to do about it (str)."""
+    container = job.get('container', {})
+    code = f' with exit code {container["exitCode"]}' if 'exitCode' in container else ''
+    said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason')))).rstrip('.')
+    advice = next((' ' + advice for words, advice in _ADVICE if words in said), '')
+    return f'it ended{code}{": " + said if said else ""}.{advice}'
+
+
+def verdict(workers, alive, wanted, unanswered, ever_up):
+    """
+    What is to be done about the workers of a run: ('wait', 0), ('start', how many) or ('give up', 0).
+
+    Args:
+        workers (int): how many were asked for.
+        alive (int): how many have a job that has not ended, whether it has started or not.
+        wanted (int): calls that are not answered, or workers that somebody waits for.
+        unanswered (int): ends since the last answer, where one that was not the host's doing counts for
+            FAILED_COUNTS, and one of a worker that had nothing to do for nothing.
+        ever_up (bool): whether any worker has ever come up.
+
+    A few calls that are left get a worker more for each that ended without an answer: one at a time would be
+    killed again and again, where many are. When none has ever come up, the reason is mostly one that stays
+    (an image, a permission), so a second try must do; a run that has worked is not given up so soon.
+    """
+    missing = min(workers, wanted + unanswered) - alive if wanted else 0
+    if missing <= 0:
+        return 'wait', 0
+    limit = MAX_UNANSWERED * (workers + 10) if ever_up else max(MAX_UNANSWERED, FAILED_COUNTS * workers)
+    return ('give up', 0) if unanswered > limit else ('start', missing)
+
+
+class _BatchJobs:
+    """What AWS Batch knows of a run: its jobs, and what it says of them. Used by the thread of the keeper."""
+    def __init__(self, channel, request, resources):
+        self.channel, self.settings = channel, None
+        self.request = request              # of every job of the run
+        self.overrides = {'resourceRequirements': resources} if resources else {}
+        self.submitted = set()              # ids, of arrays and not of their children
+
+    def configure(self, settings):
+        """Say what the workers are to be told (JobSettings), before the first are submitted."""
+        self.settings = settings
+
+    def submit(self, first, count):
+        """Submit an array job of workers, numbered from `first`; a plain job for one. Their ids (list)."""
+        variables = dataclasses.replace(self.settings, first=first).to_env()
+        array = {'arrayProperties': {'size': count}} if count > 1 else {}
+        answer = self.channel.batch.submit_job(**self.request, **array, containerOverrides=dict(
+            self.overrides, environment=[{'name': name, 'value': variables[name]} for name in variables]))
+        job_id = answer['jobId']
+        self.submitted.add(job_id)
+        if answer['ResponseMetadata'].get('RetryAttempts'):
+            self._end_twins()
+        return [f'{job_id}:{index}' for index in range(count)] if array else [job_id]
+
+    def _end_twins(self):
+        """AWS may have carried out a request whose answer was lost: one job is enough."""
+        found = self.channel.batch.list_jobs(
+            jobQueue=self.request['jobQueue'],
+            filters=[{'name': 'JOB_NAME', 'values': [self.request['jobName']]}])
+        for job in found['jobSummaryList']:
+            if job['status'] not in ENDED and job['jobId'] not in self.submitted:
+                self.channel.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+
+    def describe(self, job_ids):
         """What Batch says of jobs (dict by id), a hundred of them in a request."""
-        return {job['jobId']: job for some in batches(list(job_ids), DESCRIBE_JOBS)
-                for job in self.batch.describe_jobs(jobs=some)['jobs']}
+        return {job['jobId']: job for some in in_groups(list(job_ids), DESCRIBE_JOBS)
+                for job in self.channel.batch.describe_jobs(jobs=some)['jobs']}
 
-    def _lost(self, workers, why):
-        """A line in the log, and in the report, for workers that were lost for one reason."""
-        self.lost += len(workers)
-        log.warning('Worker%s %s: %s', 's' * (len(workers) > 1), ', '.join(workers), why)
-        for worker in workers:
-            self.note('lost', worker=worker, time=time.time(), why=why)
+    def count_states(self, job_ids):
+        """
+        How many of an array's children are in which state; of a plain job, its own (dict by id, of counts by
+        state). Batch sends some kB for each child, and this is one answer for all of them.
+        """
+        states = {}
+        for job_id, job in self.describe(job_ids).items():
+            array = job.get('arrayProperties', {})
+            states[job_id] = array.get('statusSummary') or {job['status']: 1}
+        return states
 
-    def _none_is_up(self, jobs):
-        """Say every now and then why no worker is up; end the run if none ever will be."""
-        waited = time.monotonic() - min(submitted for _, submitted in self.jobs.values())
-        reasons = list(dict.fromkeys(filter(None, (job.get('statusReason') for job in jobs))))
-        said = f'AWS Batch says: {"; ".join(reasons)}. ' if reasons else ''
-        if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
-               for job in jobs):
-            self.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem" and '
-                           '--vcpus, or for other instances with --instancetype.')
-        elif waited > self.start_timeout:
-            self.break_off(f'No worker has come up within {self.start_timeout:g} seconds '
-                           f'(RIOS_AWSBATCH_START_TIMEOUT). {said}{RUNNABLE_CAUSES}')
-        elif waited > self.tell_after:
-            self.tell_after = waited + TELL_SECONDS
-            log.warning('No worker has come up after %d minutes; the jobs are %s. %s%s', waited // 60,
-                        ', '.join(sorted({job['status'] for job in jobs})), said, RUNNABLE_CAUSES)
+    def terminate(self, job_ids, reason):
+        for job_id in job_ids:
+            self.channel.batch.terminate_job(jobId=job_id, reason=reason)
 
-    def _how_workers_ended(self):
-        """What Batch says of the workers that were lost, with the last lines of a log (str)."""
-        if not self.ends:
-            return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
-        sentences, job_id = list(dict.fromkeys(why for why, _ in self.ends)), self.ends[-1][1]
+    def end_of_log(self, job_id):
+        """The last lines of a job's log, and the command that shows all of it (list of sentences)."""
         try:
-            container = self._described([job_id])[job_id]['container']
+            container = self.describe([job_id])[job_id]['container']
             group = container['logConfiguration']['options']['awslogs-group']
             stream, lines, token = container['logStreamName'], [], {}
             logs = self.channel.client('logs')
@@ -1170,116 +1293,247 @@ class _Run:
                 if len(lines) >= 20 or page['nextBackwardToken'] == token.get('nextToken'):
                     break
                 token = {'nextToken': page['nextBackwardToken']}
-            if lines:
-                sentences.append('The end of its log:{}\n'.format(''.join(lines[-20:])))
-            sentences.append(f'All of its log: aws logs get-log-events --region {REGION} --log-group-name '
-                             f'{group} --log-stream-name {stream}')
         except (*AWS_ERRORS, LookupError) as error:     # it never had one, or nobody may read it
-            log.debug('The log of the last worker cannot be found: %s', error)
-        return 'Why: ' + ' '.join(sentences)
+            log.debug('The log of job %s cannot be found: %s', job_id, error)
+            return []
+        all_of_it = (f'All of its log: aws logs get-log-events --region {REGION} --log-group-name {group} '
+                     f'--log-stream-name {stream}')
+        return [*(['The end of its log:{}\n'.format(''.join(lines[-20:]))] if lines else []), all_of_it]
 
-    def _renew(self):
-        """Thread: keep the lease, by which the workers know that this script lives."""
-        while not self.ended.wait(LEASE_SECONDS / 4):
-            self.persist('renewing the lease of the run', self._put_lease)
 
-    def _put_lease(self):
-        state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
-                 'now': time.time(), 'workers': self.workers, 'workers_up': len(self.up), 'vcpus': self.vcpus,
-                 'done': len(self.answers), 'outstanding': len(self.calls)}
-        self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
-                                   Body=json.dumps(state).encode())
+class _Worker:
+    """A worker whose job has not ended, as far as the keeper knows."""
+    def __init__(self, number, job_id):
+        self.number, self.job_id = number, job_id       # str
+        self.submitted = time.monotonic()
+        self.attempt = 0                    # the latest attempt of its job that has said hello
+        self.said_bye = False
 
-    # The end
 
-    def close(self, hurry=False):
-        """No more calls. With `hurry` those that are outstanding are not waited for. Safe in a finaliser."""
-        if self.pid == os.getpid():
-            self.hurry = self.hurry or hurry and bool(self.calls)
-            self.closing = True
-            self.wake.put(None)
+class _Keeper:
+    """
+    The workers of a run: how many there are, who is up, who has gone, and why.
 
-    def join(self):
-        """Wait until the run has ended. Ctrl-C while waiting: it ends without waiting for its calls."""
-        if self.pid != os.getpid():
-            return
+    keep() and stop() run in one thread, which alone changes what is here. Others put what workers have said
+    into `mail`, and may ask how many are up. Whether a worker lives is what it says itself: Batch's word
+    comes late, so it counts only for what does not change any more (an attempt, or a job, has ended).
+    """
+    def __init__(self, run, channel, life, jobs, workers, start_timeout):
+        self.run, self.channel, self.life, self.jobs = run, channel, life, jobs
+        self.asked, self.start_timeout = workers, start_timeout
+        self.mail = Mailbox()               # 'hello', 'misfit' and 'bye'; None to see whether the run is over
+        self.awaited = []                   # what wait_for() is waiting for, in other threads
+        self.workers = {}                   # _Worker by number
+        self.up = set()                     # numbers of those that are up
+        self.ever_up = False
+        self.down_since = time.monotonic()  # no worker is up since then
+        self.tell_after = TELL_SECONDS      # ... and when it is so long, it is logged
+        self.started = self.lost = 0        # workers, in all
+        self.unanswered = 0                 # ends since the last answer, as verdict() counts them
+        self.answered = 0                   # calls, when that was looked at last
+        self.ends = collections.deque(maxlen=5)     # what Batch said of lost ones: (sentence, job id)
+
+    # For other threads
+
+    def tell(self, said):
+        self.mail.put(said)
+
+    def wait_for(self, count, timeout):
+        """Wait until so many workers are up; how many are up (int)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.awaited.append(count)
         try:
-            self.clean.wait()
-        except BaseException:
-            self.close(hurry=True)
-            self.clean.wait()
-            raise
+            while len(self.up) < count and self.life.is_open and not (
+                    deadline and time.monotonic() > deadline):
+                time.sleep(0.02)
+        finally:
+            self.awaited.remove(count)
+        return len(self.up)
 
-    def _clean_up(self, orderly):
-        """
-        Leave nothing of the run on AWS: no job, no queue, no object. A step that fails is told, and neither
-        keeps the others from being done nor hides an exception that is on its way to the user.
-        """
-        channel = self.channel
-        if channel is None:
-            return
-        with self._told_only('stopping the workers'):
-            if not (orderly and self._stop_workers()):
-                for job_id in self._arrays():
-                    self.batch.terminate_job(jobId=job_id, reason='The main script has ended the run')
-                # No worker writes another object once it has ended.
-                deadline, left = time.monotonic() + STOP_SECONDS, list(self.jobs)[:DESCRIBE_JOBS]
-                while time.monotonic() < deadline and not all(
-                        job['status'] in _ENDED for job in self._described(left).values()):
-                    time.sleep(0.25)
-        self.ended.set()
-        for waiting in [self.outbox] + [self.large] * PREPARERS:
-            waiting.put(None)
-        for thread in self.writers:         # what one writes now is to be deleted, too
-            thread.join(STOP_SECONDS)
-        for url in filter(None, (channel.in_queue, channel.out_queue)):
-            with self._told_only('deleting a queue'):
-                channel.sqs.delete_queue(QueueUrl=url)
-        with self._told_only('deleting the objects of the run'):
-            for page in channel.s3.get_paginator('list_objects_v2').paginate(
-                    Bucket=channel.bucket, Prefix=channel.folder):
-                self._delete_objects([item['Key'] for item in page.get('Contents', [])])
+    def counts(self):
+        """For stats(), and for the lease (dict)."""
+        return {'workers': self.asked, 'workers_up': len(self.up), 'lost': self.lost,
+                'replaced': max(0, self.started - self.asked)}
 
-    def _stop_workers(self):
-        """Ask the workers to stop; whether all did."""
-        if {worker for worker, _ in self.jobs.values()} - self.up - self.quiet:
-            return False                    # some have not even started
-        stop = self.channel.seal('worker', {'kind': 'stop'})[0]
-        self.channel.send(self.channel.in_queue, [stop] * len(self.up))
+    # The thread
+
+    def keep(self):
+        """Keep the workers' number while the run needs them."""
+        look_at = time.monotonic() + WATCH_SECONDS
+        while not self.run.is_over():
+            self._read_mail(max(0, look_at - time.monotonic()))
+            if time.monotonic() >= look_at:
+                if self._wanted() and not self.life.broken:
+                    self.channel.persist('looking at the Batch jobs', self._look)
+                look_at = time.monotonic() + WATCH_SECONDS
+
+    def start(self, count):
+        """Have Batch start workers."""
+        for job_id in self.jobs.submit(self.started, count):
+            worker = _Worker(str(self.started), job_id)
+            self.workers[worker.number] = worker
+            self.started += 1
+
+    def stop(self, orderly):
+        """End the workers: ask them, if all are up and it is to be `orderly`; terminate them else."""
+        if orderly and all(worker.number in self.up or worker.said_bye for worker in self.workers.values()):
+            stop, _ = self.channel.seal(Message('stop'))
+            self.channel.send(self.channel.in_queue, [stop] * len(self.up))
+            deadline = time.monotonic() + STOP_SECONDS
+            while self.up and time.monotonic() < deadline:
+                self._read_mail(0.05)
+            if not self.up:
+                return
+        self.jobs.terminate(self._by_job(), 'The main script has ended the run')
+        # No worker writes another object once it has ended.
         deadline = time.monotonic() + STOP_SECONDS
-        while self.up and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return not self.up
+        some = [worker.job_id for worker in self.workers.values()][:DESCRIBE_JOBS]
+        while time.monotonic() < deadline and not all(
+                job['status'] in ENDED for job in self.jobs.describe(some).values()):
+            time.sleep(0.25)
 
-    @contextlib.contextmanager
-    def _told_only(self, doing):
-        try:
-            yield
-        except (*AWS_ERRORS, AWSBatchException) as error:
-            if not is_one_of(error, _NO_QUEUE):
-                log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
-                            explain(error, doing), self.id)
+    def _read_mail(self, timeout):
+        for said in self.mail.take(timeout):
+            if said is None:
+                continue
+            if said.kind == 'hello':
+                self._hello(said)
+            elif said.kind == 'bye':
+                self._bye(said)
+            else:
+                log.warning('Run %s: worker %s is refused. %s', self.run.id, said.worker, said.text)
+                if not self.up:             # if the image was pushed in mid-run, the others go on
+                    self.run.break_off(said.text)
+
+    def _hello(self, hello):
+        worker = self.workers.get(hello.worker)
+        if worker is None or hello.attempt <= worker.attempt:
+            return                          # Batch says that it has ended, or SQS delivers this twice
+        if worker.number in self.up:
+            self._lost([worker.number], 'AWS Batch has started it again')
+        worker.attempt, self.ever_up = hello.attempt, True
+        self.up.add(worker.number)
+        self.run.report.note('up', worker=worker.number, time=time.time())
+        log.info('Run %s: worker %s is up, %d of %d', self.run.id, worker.number, len(self.up), self.asked)
+
+    def _bye(self, bye):
+        worker = self.workers.get(bye.worker)
+        if worker is not None and not worker.said_bye:
+            worker.said_bye = True
+            self._down(worker)
+            self.channel.requests.update(bye.requests)
+            self.run.report.note('ended', worker=worker.number, time=time.time())
+
+    def _down(self, worker):
+        self.up.discard(worker.number)
+        if not self.up:
+            self.down_since, self.tell_after = time.monotonic(), TELL_SECONDS
+
+    def _lost(self, numbers, why):
+        """A line in the log, and in the report, for workers that were lost for one reason."""
+        self.lost += len(numbers)
+        log.warning('Run %s: worker%s %s: %s', self.run.id, 's' * (len(numbers) > 1), ', '.join(numbers), why)
+        for number in numbers:
+            self.run.report.note('lost', worker=number, time=time.time(), why=why)
+
+    def _wanted(self):
+        """For how many workers there is something to do, or somebody who waits for them (int)."""
+        return max(len(self.run.calls), *self.awaited, 0)
+
+    def _look(self):
+        """Hear from Batch who has gone, and do what the verdict says."""
+        answered = len(self.run.calls.answers)
+        if answered > self.answered:
+            self.unanswered, self.answered = 0, answered
+        self._notice_ends()
+        numbers = {'workers': self.asked, 'alive': len(self.workers), 'wanted': self._wanted(),
+                   'unanswered': self.unanswered, 'ever_up': self.ever_up}
+        decision, count = verdict(**numbers)
+        log.debug('Run %s: %s %s, as %s; up: %d', self.run.id, decision, count or '', numbers, len(self.up))
+        if decision == 'give up':
+            self.run.break_off(f'No worker of run {self.run.id} is left, with {len(self.run.calls)} calls '
+                               f'outstanding. {self._why_they_ended()}')
+        elif decision == 'start':
+            log.warning('Run %s: starting %d worker%s in place of those that are gone',
+                        self.run.id, count, 's' * (count > 1))
+            self.start(count)
+        elif self.workers and not self.up:
+            self._none_is_up()
+
+    def _notice_ends(self):
+        """Take the workers out whose jobs, or whose last attempts, have ended."""
+        suspects, reasons = self._suspects(), collections.defaultdict(list)
+        found = self.jobs.describe([worker.job_id for worker in suspects])
+        for worker in suspects:
+            # A child that is not there has not come into being, or Batch has forgotten it.
+            new = time.monotonic() < worker.submitted + TELL_SECONDS
+            job = found.get(worker.job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
+            attempts_over = sum('stoppedAt' in attempt for attempt in job.get('attempts', ()))
+            if job['status'] in ENDED:
+                del self.workers[worker.number]
+                why = how_ended(job)
+                if not worker.said_bye:
+                    self.unanswered += 1 if was_killed(job) else FAILED_COUNTS
+            elif worker.number in self.up and attempts_over >= worker.attempt:
+                why = 'AWS Batch starts it again'
+            else:
+                continue
+            self._down(worker)
+            if not worker.said_bye:
+                self.ends.append((why, worker.job_id))
+                reasons[why].append(worker.number)
+        for why, numbers in reasons.items():
+            self._lost(numbers, why)
+
+    def _suspects(self):
+        """The workers that may have gone, by how many jobs of an array are in which state (list)."""
+        by_job, suspects = self._by_job(), []
+        states = self.jobs.count_states(by_job)
+        for job_id, workers in by_job.items():
+            counts = states.get(job_id, {})         # Batch has forgotten it
+            alive = sum(count for state, count in counts.items() if state not in ENDED)
+            up = [worker for worker in workers if worker.number in self.up]
+            if alive != len(workers):
+                suspects += workers
+            elif len(up) > counts.get('RUNNING', 0):    # Batch is late, or starts one of them again
+                suspects += up
+        return suspects
+
+    def _by_job(self):
+        """The workers by the job that was submitted: an array that they are children of, or their own."""
+        by_job = collections.defaultdict(list)
+        for worker in self.workers.values():
+            by_job[worker.job_id.partition(':')[0]].append(worker)
+        return by_job
+
+    def _none_is_up(self):
+        """Log every now and then why no worker is up; end the run if none ever will be."""
+        waited = time.monotonic() - self.down_since
+        jobs = self.jobs.describe([worker.job_id for worker in self.workers.values()][:10]).values()
+        reasons = list(dict.fromkeys(filter(None, (job.get('statusReason') for job in jobs))))
+        said = f'AWS Batch says: {"; ".join(reasons)}. ' if reasons else ''
+        if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
+               for job in jobs):
+            self.run.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem" and '
+                               '--vcpus, or for other instances with --instancetype.')
+        elif not self.ever_up and waited > self.start_timeout:
+            self.run.break_off(f'No worker has come up within {self.start_timeout:g} seconds '
+                               f'(RIOS_AWSBATCH_START_TIMEOUT). {said}{RUNNABLE_CAUSES}')
+        elif waited > self.tell_after:
+            self.tell_after = waited + TELL_SECONDS
+            states = ', '.join(sorted({job['status'] for job in jobs}))
+            log.warning('Run %s: no worker has been up for %d minutes; the jobs are %s. %s%s', self.run.id,
+                        waited // 60, states, said, RUNNABLE_CAUSES)
+
+    def _why_they_ended(self):
+        """What Batch says of the workers that were lost, with the last lines of a log (str)."""
+        if not self.ends:
+            return 'AWS Batch does not say how the workers ended; "scripts/status.sh" shows the jobs.'
+        sentences, last_job = dict.fromkeys(why for why, _ in self.ends), self.ends[-1][1]
+        return ' '.join(['Why:', *sentences, *self.jobs.end_of_log(last_job)])
 
 
-_ENDED = ('SUCCEEDED', 'FAILED')
-_EXIT_KILLED = (137, 143)       # 128 + SIGKILL, SIGTERM
-
-
-def _was_killed(job):
-    """Whether a job was ended from outside, so that the next one may fare better."""
-    container = job.get('container', {})
-    return 'Host EC2' in job.get('statusReason', '') or (
-        container.get('exitCode') in _EXIT_KILLED and 'OutOfMemory' not in container.get('reason', ''))
-
-
-def _how_ended(job):
-    """What Batch says of a job that has ended, and what to do about it (str)."""
-    container = job.get('container', {})
-    code = f' with exit code {container["exitCode"]}' if 'exitCode' in container else ''
-    said = '; '.join(filter(None, (job.get('statusReason'), container.get('reason')))).rstrip('.')
-    advice = next((' ' + advice for words, advice in _ADVICE if words in said), '')
-    return f'it ended{code}{": " + said if said else ""}.{advice}'
-
+# ---- A run -------------------------------------------------------------------------------------------
 
 def _name(fn):
     with contextlib.suppress(Exception):        # getattr may run code of the script
@@ -1298,19 +1552,6 @@ def _label(fn, args):
     return f'{_name(fn)}({", ".join([*map(name, args[:4]), *["..."] * (len(args) > 4)])})'
 
 
-def _open_report(folder, run):
-    """Open the report of a run: a file descriptor, None where no report is wanted."""
-    if not folder:
-        return None
-    try:
-        os.makedirs(folder, exist_ok=True)
-        return os.open(os.path.join(folder, run + '.jsonl'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise AWSBatchException(
-            f'The report of the run cannot be written to the folder "{folder}": {error.strerror or error}. '
-            'Set RIOS_AWSBATCH_REPORT to a folder where you may write, or unset it.') from error
-
-
 def _start_timeout():
     """Seconds (float) to wait for the first worker."""
     text = os.environ.get('RIOS_AWSBATCH_START_TIMEOUT') or 'inf'
@@ -1321,16 +1562,255 @@ def _start_timeout():
         f'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{text}".')
 
 
+class _Run:
+    """
+    What an executor has on AWS: the parts above, from the first request to the last.
+
+    Any thread may submit, or end the run; _tend() sees it to its end. Threads refer to the run and not to its
+    executor, so that an executor that is dropped ends its run.
+    """
+    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition):
+        self.began, self.life, self.clean = time.time(), _Life(), threading.Event()
+        self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
+        self.report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
+        start_timeout = _start_timeout()
+        if len(STACK_NAME) > STACK_NAME_CHARS:
+            raise AWSBatchException(f'The stack name "{STACK_NAME}" is longer than {STACK_NAME_CHARS} '
+                                    'characters, which is too long for the names of its queues.')
+        session = new_session()
+        stack = getStackOutputs(session)
+        most = int(stack['BatchMaxJobs'])
+        self.workers, self.vcpus = workers or most, vcpus or stack.get('BatchVCPUS')
+        if self.workers > most:
+            log.warning('Run %s: %d workers are asked for, but stack %s runs at most %s jobs at a time, so '
+                        'some will wait. "scripts/modify.sh --maxjobs %d" raises that.',
+                        self.id, self.workers, STACK_NAME, most, self.workers)
+        _require_image(stack, session)
+        self.calls = _Calls(self._settled)
+        self.stored = set()                 # digests of what lies in the run's folder for all calls
+        self.channel = _MainChannel(self.id, stack['BatchBucket'], self.life, self.is_over)
+        self.outbox = _Outbox(self.calls, self.channel, self.life)
+        self.inbox = _Inbox(self, self.channel, self.life)
+        # A stack name has no underscore, so these names never begin with another stack's.
+        name = f'{STACK_NAME}_{self.id}'
+        request = {'jobName': name, 'jobQueue': stack['BatchProcessingJobQueueName'],
+                   'jobDefinition': job_definition or stack['BatchProcessingJobDefinitionName']}
+        if timeout:
+            request['timeout'] = {'attemptDurationSeconds': timeout}
+        resources = [{'type': kind, 'value': str(value)}
+                     for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
+        self.jobs = _BatchJobs(self.channel, request, resources)
+        self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
+        self.writers = []                   # the threads that write objects
+        try:
+            self.channel.connect(session)
+            self._put_lease()
+            self.channel.make_queues(name, stack.get('BatchTag', 'rios'))
+            self.jobs.configure(self._settings(initializer))
+            self.report.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME,
+                             region=REGION, inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory)
+            self.keeper.start(self.workers)
+        except BaseException as error:
+            self._clean_up(orderly=False)
+            if isinstance(error, AWS_ERRORS):
+                raise explain(error, 'starting a run') from None
+            raise
+        self.writers = self._threads(self._renew, *[self.outbox.prepare] * PREPARERS)
+        others = self._threads(self.outbox.send, self.outbox.take_back, *[self.inbox.collect] * COLLECTORS,
+                               self._tend)
+        for thread in self.writers + others:
+            thread.start()
+        _runs.add(self)
+
+    def _settings(self, initializer):
+        channel = self.channel
+        return JobSettings(
+            bucket=channel.bucket, in_queue=channel.in_queue, out_queue=channel.out_queue, region=REGION,
+            run_id=self.id, key=channel.key.hex(), versions=versions(),
+            modules=[name for name in HEAVY_MODULES if name in sys.modules],
+            lease=LEASE_SECONDS, visibility=VISIBILITY_SECONDS,
+            max_tries=MAX_TRIES, max_receives=MAX_RECEIVES,
+            output=bool(os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT')),
+            initializer=self.share(_pickled(initializer, 'The initializer')) if initializer else '')
+
+    def _threads(self, *loops):
+        return [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+                for loop in loops]
+
+    def _guarded(self, loop):
+        """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
+        try:
+            loop()
+        except BaseException as error:
+            if not self.life.ended.is_set():
+                log.debug('Run %s: a thread of it failed', self.id, exc_info=True)
+                self.break_off(str(error) if isinstance(error, AWSBatchException) else repr(error))
+
+    # Calls
+
+    def share(self, data):
+        """Put bytes into the run's folder, once; the token by which a worker finds them."""
+        self.life.check_open()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self.stored:
+            self.channel.persist('storing what all blocks share', lambda: self.channel.s3.put_object(
+                Bucket=self.channel.bucket, Key=self.channel.shared(digest), Body=data))
+            self.stored.add(digest)
+        return digest
+
+    def pickled(self, fn):
+        """The function as it is now: its token, and what of it travels with each call (str, bytes)."""
+        data = _pickled(fn, f'The function {_name(fn)}')
+        return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
+
+    def submit(self, function, fn, args, kwargs):
+        """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
+        self.life.check_open()
+        try:
+            token, data = function or self.pickled(fn)
+            label = _label(fn, args)
+            payload = data + _pickled((args, kwargs), f'The arguments of {label}')
+        except AWSBatchException as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+            return future
+        while self.outbox.is_full(len(payload)):
+            self.life.check_open()
+            time.sleep(0.01)
+        self.life.check_open()
+        call = self.calls.add(label, token, payload)
+        call.add_done_callback(self._cancelled)
+        self.outbox.put(call)
+        if self.life.broken or self.life.ended.is_set():        # just now, in another thread
+            self.calls.settle_all(self.life.broken)
+        return call
+
+    def _cancelled(self, call):
+        if call.cancelled() and self.calls.remove(call):
+            self.outbox.revoke(call)
+
+    def _settled(self):
+        if self.life.closing:
+            self.keeper.tell(None)          # it may have been the last one
+
+    def stats(self):
+        """See :meth:`AWSBatchExecutor.stats`."""
+        answers = self.calls.answers.copy()
+        return {'run': self.id, **self.keeper.counts(), 'outstanding': len(self.calls),
+                'done': len(answers), 'blocks_per_worker': dict(collections.Counter(answers)),
+                'requests': sum(self.channel.requests.copy().values())}
+
+    # Its life
+
+    def is_over(self):
+        """Whether nobody waits for anything of this run any more, so that it is to be cleaned up."""
+        life = self.life
+        return life.closing and (life.hurry or bool(life.broken) or not self.calls)
+
+    def break_off(self, text):
+        """Fail every outstanding call, and refuse new ones."""
+        self.life.break_off(text)
+        self.calls.settle_all(self.life.broken)
+        self.keeper.tell(None)
+
+    def wait_for_workers(self, count, timeout):
+        """See :meth:`AWSBatchExecutor.wait_for_workers`."""
+        up = self.keeper.wait_for(count, timeout)
+        if self.life.broken:
+            raise BrokenAWSBatchExecutor(self.life.broken)
+        return up
+
+    def close(self, hurry=False):
+        """No more calls. With `hurry` those that are outstanding are not waited for. Safe in a finaliser."""
+        if self.life.pid == os.getpid():
+            self.life.close(hurry and bool(self.calls))
+            self.keeper.tell(None)
+
+    def join(self):
+        """Wait until the run has ended. Ctrl-C while waiting: it ends without waiting for its calls."""
+        if self.life.pid != os.getpid():
+            return
+        try:
+            self.clean.wait()
+        except BaseException:
+            self.close(hurry=True)
+            self.clean.wait()
+            raise
+
+    def _renew(self):
+        """Thread: keep the lease, by which the workers know that this script lives."""
+        while not self.life.ended.wait(LEASE_SECONDS / 4):
+            self.channel.persist('renewing the lease of the run', self._put_lease)
+
+    def _put_lease(self):
+        state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
+                 'now': time.time(), 'vcpus': self.vcpus, 'done': len(self.calls.answers),
+                 'outstanding': len(self.calls), **self.keeper.counts()}
+        self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
+                                   Body=json.dumps(state).encode())
+
+    def _tend(self):
+        """Thread: keep the workers, and clean up when the run is over."""
+        self._guarded(self.keeper.keep)
+        try:
+            self._clean_up(orderly=not (self.life.broken or self.life.hurry))
+        finally:
+            self.life.ended.set()
+            self.calls.settle_all(self.life.broken)
+            _runs.discard(self)
+            self.report.note('end', time=time.time(), submitted=next(self.calls.ids) - 1,
+                             broken=self.life.broken, requests=dict(self.channel.requests))
+            self.clean.set()
+            log.info('Run %s: ended, %d blocks', self.id, len(self.calls.answers))
+
+    def _clean_up(self, orderly):
+        """
+        Leave nothing of the run on AWS: no job, no queue, no object. A step that fails is logged, and neither
+        keeps the others from being done nor hides an exception that is on its way to the user.
+        """
+        channel = self.channel
+        if channel.batch is None:           # it has not even begun
+            return
+        with self._only_logged('stopping the workers'):
+            self.keeper.stop(orderly)
+        self.life.ended.set()
+        self.outbox.close()
+        for thread in self.writers:         # what one writes now is to be deleted, too
+            thread.join(STOP_SECONDS)
+        for url in filter(None, (channel.in_queue, channel.out_queue)):
+            with self._only_logged('deleting a queue'):
+                channel.sqs.delete_queue(QueueUrl=url)
+        with self._only_logged('deleting the objects of the run'):
+            channel.delete_folder()
+
+    @contextlib.contextmanager
+    def _only_logged(self, doing):
+        try:
+            yield
+        except (*AWS_ERRORS, AWSBatchException) as error:
+            if not is_one_of(error, NO_QUEUE):
+                log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
+                            explain(error, doing), self.id)
+
+
 # ---- The end of the script ---------------------------------------------------------------------------
 # Open runs end with it. A script that is asked to end (kill, a closed terminal) ends in an orderly way too,
-# unless it handles the signal itself.
+# unless it handles the signal itself. All this begins with the first executor, so that nothing of it is in a
+# process that only computes.
 
 _runs = set()
-_entered = []           # executors whose with statements are open, in their order
-_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+_entered = []           # the runs of executors whose with statements are open, in their order
+_fork = threading.local()
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-@atexit.register
+@functools.lru_cache(maxsize=None)
+def _watch_the_end():
+    """Register what is called at the end of the script, and around forks."""
+    atexit.register(_end_runs)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_runs)
+
+
 def _end_runs():
     """The script ends without shutdown(): what was submitted is finished, unless the script failed."""
     runs = list(_runs)
@@ -1340,6 +1820,13 @@ def _end_runs():
         run.join()
 
 
+def _handle_signals():
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _exit_on_signal)
+
+
 def _exit_on_signal(number, frame):
     if _runs:
         for run in list(_runs):
@@ -1347,13 +1834,6 @@ def _exit_on_signal(number, frame):
         sys.exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-
-
-def _handle_signals():
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _exit_on_signal)
 
 
 def _before_fork():
@@ -1375,12 +1855,27 @@ def _forget_runs():
     _after_fork()
 
 
-_fork = threading.local()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_runs)
-
-
 # ---- The executor ------------------------------------------------------------------------------------
+
+def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory=None, timeout=None,
+             job_definition=None):
+    """Start a run, for the arguments of AWSBatchExecutor, which says what is raised."""
+    for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
+                        ('timeout', timeout)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f'{name} must be greater than 0 and a whole number, not {value!r}')
+    if (max_workers or 1) > MAX_ARRAY:
+        raise ValueError(f'AWS Batch starts at most {MAX_ARRAY:,} workers for a run, not {max_workers}.')
+    if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
+        raise ValueError(f'AWS Batch knows no time-out below {MIN_TIMEOUT} seconds.')
+    if initializer is not None and not callable(initializer):
+        raise TypeError('initializer must be a callable')
+    run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, timeout,
+               job_definition)
+    _watch_the_end()
+    _handle_signals()
+    return run
+
 
 class AWSBatchExecutor(concurrent.futures.Executor):
     """
@@ -1412,24 +1907,12 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
     def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
                  timeout=None, job_definition=None):
-        for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
-                            ('timeout', timeout)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name} must be greater than 0 and a whole number, not {value!r}')
-        if (max_workers or 1) > MAX_ARRAY:
-            raise ValueError(f'AWS Batch starts at most {MAX_ARRAY:,} workers for a run, not {max_workers}.')
-        if (timeout or MIN_TIMEOUT) < MIN_TIMEOUT:
-            raise ValueError(f'AWS Batch knows no time-out below {MIN_TIMEOUT} seconds.')
-        if initializer is not None and not callable(initializer):
-            raise TypeError('initializer must be a callable')
         try:
-            self._run = _Run(max_workers, (initializer, initargs) if initializer else None,
-                             vcpus, memory, timeout, job_definition)
-        except AWSBatchException as error:      # which says it all, without the insides of boto3
-            raise error.with_traceback(None) from None
+            self._run = _new_run(max_workers, initializer, initargs, vcpus, memory, timeout, job_definition)
+        except AWSBatchException as error:      # which says it all
+            raise error.with_traceback(None)
         #: The run id (str), which names its queues and its folder in the bucket.
         self.run = self._run.id
-        _handle_signals()
         weakref.finalize(self, self._run.close).atexit = False
 
     def submit(self, fn, /, *args, **kwargs):
@@ -1480,17 +1963,24 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             return (run.submit(function, fn, args, {}) for args in itertools.islice(arguments, count))
         futures = collections.deque(submitted(buffersize))
 
+        given = None            # when the last result was
+
+        def next_result():
+            nonlocal given
+            try:
+                result = futures[0].result(None if deadline is None else deadline - time.monotonic())
+            finally:
+                futures.popleft().cancel()
+            futures.extend(submitted(1))
+            given = time.time()
+            return result
+
         def results():
             try:
                 while futures:
-                    # Nothing here holds a future or a result that has been handed out.
-                    result = [futures[0].result(None if deadline is None else deadline - time.monotonic())]
-                    futures.popleft()
-                    futures.extend(submitted(1))
-                    given = time.time()
-                    yield result.pop()
+                    yield next_result()         # nothing here keeps a result that was handed out
                     if time.time() > given + 0.01:
-                        run.note('taken', given=given, asked=time.time())
+                        run.report.note('taken', given=given, asked=time.time())
             finally:
                 for future in futures:
                     future.cancel()
@@ -1503,15 +1993,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         Raises:
             BrokenAWSBatchExecutor: none will come.
         """
-        run, deadline = self._run, None if timeout is None else time.monotonic() + timeout
-        run.awaited = count
-        while len(run.up) < count and not (run.broken or run.closing or
-                                           deadline and time.monotonic() > deadline):
-            time.sleep(0.02)
-        run.awaited = 0
-        if run.broken:
-            raise BrokenAWSBatchExecutor(run.broken)
-        return len(run.up)
+        return self._run.wait_for_workers(count, timeout)
 
     def stats(self):
         """
@@ -1519,11 +2001,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         'lost' and 'replaced', calls 'done' and 'outstanding', 'blocks_per_worker' (worker to count) and
         'requests', the AWS requests that this script (not its workers) made for the run (int).
         """
-        run = self._run
-        return {'run': run.id, 'workers': run.workers, 'workers_up': len(run.up), 'lost': run.lost,
-                'replaced': run.started - run.workers, 'outstanding': len(run.calls),
-                'done': len(run.answers), 'blocks_per_worker': dict(collections.Counter(run.answers)),
-                'requests': sum(run.channel.requests.copy().values())}
+        return self._run.stats()
 
     def __repr__(self):
         return ('<AWSBatchExecutor run {run}: {workers_up} of {workers} workers up, {done} blocks done, '
@@ -1538,20 +2016,19 @@ class AWSBatchExecutor(concurrent.futures.Executor):
                 return at once, and the same happens in the background.
             cancel_futures (bool): do not finish outstanding calls but cancel their futures.
         """
-        run = self._run
-        run.close(hurry=cancel_futures)
-        for call in list(run.calls.copy().values()) if cancel_futures else ():
-            call.cancel()
+        self._run.close(hurry=cancel_futures)
+        if cancel_futures:
+            self._run.calls.cancel_all()
         if wait:
-            run.join()
+            self._run.join()
 
     def __enter__(self):
-        _entered.append(self)
+        _entered.append(self._run)
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):
         with contextlib.suppress(ValueError):
-            _entered.remove(self)
+            _entered.remove(self._run)
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
 
@@ -1563,20 +2040,6 @@ def _from_rios(module, name):
         return object if 'RIOSRun' in os.environ else getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return object
-
-
-@contextlib.contextmanager
-def _known_rios():
-    """Calls into RIOS inside the block that do not fit this RIOS any more are told as such."""
-    try:
-        yield
-    except (AttributeError, ImportError, KeyError, TypeError) as error:
-        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        if innermost.f_code.co_filename != __file__:
-            raise           # RIOS itself stumbles over something
-        import rios
-        raise AWSBatchException(f'RIOS {rios.__version__} has changed what rios_awsbatch {__version__} '
-                                f'builds on: {error!r}. Get a newer one, or RIOS 2.0.9.') from error
 
 
 class _Function:
@@ -1620,9 +2083,9 @@ def _compute(token, *args):
 
 
 class _Apply:
-    """One apply(): its executor, or that of the innermost with statement, its blocks, what they changed."""
+    """One apply(): its run, or that of the innermost with statement, its blocks, and what they changed."""
     def __init__(self, workers, **options):
-        usable = [each for each in _entered if not (each._run.closing or each._run.broken)]
+        usable = [run for run in _entered if run.life.is_open]
         if usable and options:
             raise ValueError(f'computeWorkerExtraParams has {", ".join(options)}, but the workers are those '
                              'of a "with AWSBatchExecutor" around apply().')
@@ -1630,16 +2093,18 @@ class _Apply:
         for name in set(options).difference(known):
             raise ValueError(f'computeWorkerExtraParams of CW_AWSBATCH may have {", ".join(known)}, not '
                              f'{name}.')
-        own = None if usable else AWSBatchExecutor(workers, **options)
-        self.executor, self.userFunction = own or usable[-1], None
+        self.run = run = usable[-1] if usable else _new_run(workers, **options)
+        self.userFunction = self.otherArgs = self.compute = None
         self.copies = {}                        # of otherArgs, by block
         self.blocks = blocks = {}               # by future, in the order of submit()
 
         def end():
-            if own:
-                own.shutdown(cancel_futures=True)
+            if not usable:
+                run.close(hurry=True)
             for future in list(blocks):
                 future.cancel()
+            if not usable:
+                run.join()
         # By itself too, as RIOS does not tell a job manager that something else has failed.
         self.end = weakref.finalize(self, end)
 
@@ -1647,16 +2112,20 @@ class _Apply:
         """Take a _Function and what the caller gave to the workers."""
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
-        run = self.executor._run
+        run = self.run
         function.given = otherArgs is not None and run.share(_pickled((otherArgs,), 'otherArgs'))
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
         token = run.share(_pickled(function, f'The function {_name(userFunction)}'))
         self.compute = run.pickled(functools.partial(_compute, token))
 
+    def room(self):
+        """How many blocks more may be under way, so that no worker waits (int)."""
+        return 4 * self.run.workers - len(self.blocks)
+
     def submit(self, block, *args):
         """Send a block, which is anything that sorts; its future."""
-        future = self.executor._run.submit(self.compute, self.userFunction, args, {})
+        future = self.run.submit(self.compute, self.userFunction, args, {})
         self.blocks[future] = block
         return future
 
@@ -1696,7 +2165,7 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 
     def __init__(self, numSubJobs):
         self.numSubJobs, self.tempdir = numSubJobs, '.'
-        self._run = _Apply(numSubJobs)
+        self._apply = _Apply(numSubJobs)
 
     def runSubJobs(self, function, fnInputs):
         """
@@ -1709,38 +2178,38 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
         try:
             for jobInfo in fnInputs:
                 self.startOneJob(function, jobInfo)
-            jobs, last = list(self._run.blocks), fnInputs[-1]
+            jobs, last = list(self._apply.blocks), fnInputs[-1]
             if type(last).__module__ == 'rios.applier' and not last.info.isLastBlock():
                 jobs = jobs[:-ROUNDS_AHEAD * len(fnInputs)]
             return self.gatherAllOutputs(jobs)
         except BaseException:
-            self._run.end()
+            self._apply.end()
             raise
 
     def startOneJob(self, userFunc, jobInfo):
         """Send one block; a job (Future) for gatherAllOutputs()."""
         jobInfo = copy.copy(jobInfo.prepareForPickling())
         otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
-        if self._run.userFunction is not userFunc:
-            self._run.begin(_Function(), userFunc, otherArgs)
+        if self._apply.userFunction is not userFunc:
+            self._apply.begin(_Function(), userFunc, otherArgs)
         info = getattr(jobInfo, 'info', None)
         block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
-        return self._run.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
+        return self._apply.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
 
     def waitOnJobs(self, jobIDlist):
         """Nothing: gatherAllOutputs() waits."""
 
     def gatherAllOutputs(self, jobIDlist):
         """Wait for jobs; their outputs, in the order of the list. Raises as :meth:`runSubJobs`."""
-        return [self._run.result(job) if isinstance(job, concurrent.futures.Future) else job
+        return [self._apply.result(job) if isinstance(job, concurrent.futures.Future) else job
                 for job in jobIDlist]
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
-        self._run.end()
-        if self._run.blocks:
+        self._apply.end()
+        if self._apply.blocks:
             raise AWSBatchException('RIOS has ended, but some of the last blocks are not written.')
-        self._run.give_copies()
+        self._apply.give_copies()
 
 
 def _is_remote(file):
@@ -1761,14 +2230,13 @@ class _Rios2Function(_Function):
             None, None, osr.SpatialReference.SetAxisMappingStrategy))
 
     def __call__(self, label, blockDefn, inputs):
-        with _known_rios():
-            from rios import readerinfo, structures
-            outputs, timings = structures.BlockAssociations(), structures.Timers()
-            if inputs is None:
-                with timings.interval('reading'):
-                    inputs = self.read(blockDefn)
-            info = readerinfo.makeReaderInfo(
-                self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
+        from rios import readerinfo, structures
+        outputs, timings = structures.BlockAssociations(), structures.Timers()
+        if inputs is None:
+            with timings.interval('reading'):
+                inputs = self.read(blockDefn)
+        info = readerinfo.makeReaderInfo(
+            self.grid, blockDefn, self.controls, self.infiles, inputs, self.allInfo)
         with timings.interval('userfunction'):
             changed = self.call(info, inputs, outputs)
         return (outputs, timings), changed
@@ -1800,6 +2268,19 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
     """
     Computes the blocks of RIOS 2 on AWS Batch; RIOS makes it for computeWorkerKind='CW_AWSBATCH'. otherArgs
     is as with RIOS 1.4, and the copies are in otherArgsList of what apply() returns, too.
+
+    RIOS hands blocks over in its BlockBuffers. What is set there, and when:
+
+    ============================  ===================  =======================  =========================
+    attribute                     RIOS                 from startWorkers() on   at the end
+    ============================  ===================  =======================  =========================
+    inBlockBuffer.insertTimeout   some seconds         None: readers wait for   1: those that still wait
+                                                       room for ever            for room give up
+    inBlockBuffer.popTimeout      some seconds         0: what is not there is  2: what they have still
+                                                       not waited for           read is thrown away
+    outBlockBuffer.popNextBlock   its own, which       ours, which waits for a
+                                  waits for a buffer   worker's answer
+    ============================  ===================  =======================  =========================
     """
     computeWorkerKind = 'CW_AWSBATCH'
     computeWorkersRead_default = 'auto'     # true for RIOS, so that it leaves the reading to us
@@ -1808,7 +2289,7 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         """
         Start workers, or use those of ``with AWSBatchExecutor(n):``; return when the first is up. Raises
         ValueError for a ConcurrencyStyle that makes no sense; AWSBatchException as that class, or when no
-        worker was up within computeBarrierTimeout, or when RIOS has changed too much.
+        worker was up within computeBarrierTimeout.
         """
         given['controls'] = controls = copy.copy(given['controls'])     # the caller's stay as they are
         style = controls.concurrency = copy.copy(controls.concurrency)
@@ -1817,59 +2298,69 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
             if ('Buffer' in name or name == 'haveSharedTemp') and getattr(style, name) != usual:
                 log.debug('CW_AWSBATCH does not need %s=%r', name, getattr(style, name))
         with contextlib.ExitStack() as self.ending:     # when the script is interrupted, RIOS does not end it
-            self.run = _Apply(numWorkers, **(getattr(style, 'computeWorkerExtraParams', None) or {}))
-            self.ending.callback(self.run.end)
-            with _known_rios():
-                self._start(style, **given)
-            if not self.run.executor.wait_for_workers(1, style.computeBarrierTimeout):
+            # First of all, since RIOS's readers fill it already, and give up when it is full for long.
+            self.inputs = given['inBlockBuffer'] and self._from_buffer(given['inBlockBuffer'])
+            self.apply = _Apply(numWorkers, **(getattr(style, 'computeWorkerExtraParams', None) or {}))
+            self.ending.callback(self.apply.end)
+            self._start(style, **given)
+            if not self.apply.run.wait_for_workers(1, style.computeBarrierTimeout):
                 raise AWSBatchException(f'No worker was up within {style.computeBarrierTimeout} seconds '
                                         f'(computeBarrierTimeout). {RUNNABLE_CAUSES}')
             self.ending = self.ending.pop_all()
 
-    def _start(self, style, *, inBlockBuffer, outBlockBuffer, exceptionQue, **given):
+    def _start(self, style, *, outBlockBuffer, exceptionQue, infiles, **given):
         from rios import structures
         self.timings, self.exceptionQue = structures.Timers(), exceptionQue
         self.outObjList, self.answers = [self.timings], Mailbox()       # futures that are done
-        self.ending.callback(lambda: self.outObjList.extend(self.run.give_copies()))
-        self.ready = self._inputs(style, inBlockBuffer, **given)
-        self.run.begin(_Rios2Function(given), given['userFunction'], given['otherArgs'])
-        outBlockBuffer.popNextBlock                         # RIOS takes the next block to write ...
-        outBlockBuffer.popNextBlock = self._next_block      # ... from us
+        self.ending.callback(lambda: self.outObjList.extend(self.apply.give_copies()))
+        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, infiles)):
+            self.inputs = self._read_here(style, infiles=infiles, **given)
+        elif self.inputs is None:               # workers read
+            self.inputs = zip(given['blockList'], itertools.repeat(None))
+        self.apply.begin(_Rios2Function(dict(given, infiles=infiles)), given['userFunction'],
+                         given['otherArgs'])
+        outBlockBuffer.popNextBlock = self._next_block
         self._send()
 
-    def _inputs(self, style, buffer, infiles, blockList, allInfo, controls, tmpfileMgr, workinggrid, **given):
-        """Blocks with their inputs, or None where workers read; RIOS's TimeoutError when none is there."""
+    def _read_here(self, style, *, infiles, blockList, allInfo, controls, tmpfileMgr, workinggrid, **given):
+        """Have RIOS's readers read in the main script; an iterator as from :meth:`_from_buffer`."""
         from rios import imagereader, structures
-        if style.computeWorkersRead == 'auto' and not all(map(_is_remote, infiles)):    # then RIOS reads here
-            buffer = structures.BlockBuffer(infiles, style.numReadWorkers, None, 0, 'read')
-            readers = imagereader.ReadWorkerMgr()
-            readers.startReadWorkers(
-                blockList, infiles, allInfo, controls, tmpfileMgr, structures.RasterizationMgr(), workinggrid,
-                buffer, self.timings, self.exceptionQue)
-            self.ending.callback(readers.shutdown)
-        if buffer is None:
-            return zip(blockList, itertools.repeat(None))
-        buffer.insertTimeout, buffer.popTimeout = None, 0   # RIOS gives up when it is full for some seconds
-        self.ending.callback(self._drain, buffer)
-        return iter(buffer.popNextBlock, None)
+        buffer = structures.BlockBuffer(infiles, style.numReadWorkers, None, 0, 'read')
+        readers = imagereader.ReadWorkerMgr()
+        readers.startReadWorkers(
+            blockList, infiles, allInfo, controls, tmpfileMgr, structures.RasterizationMgr(), workinggrid,
+            buffer, self.timings, self.exceptionQue)
+        self.ending.callback(readers.shutdown)
+        return self._from_buffer(buffer)
 
-    def _drain(self, buffer):
+    def _from_buffer(self, buffer):
+        """Blocks and their inputs, as they are read; next() raises RIOS's TimeoutError when none is there."""
+        from rios.rioserrors import TimeoutError
+        buffer.insertTimeout, buffer.popTimeout = None, 0
+        blocks, there = iter(buffer.popNextBlock, None), []
+        with contextlib.suppress(TimeoutError):     # makes room for a reader that waits for some already
+            for block in blocks:
+                there.append(block)
+        self.ending.callback(self._drain, buffer)
+        return itertools.chain(there, blocks)
+
+    @staticmethod
+    def _drain(buffer):
         """Let readers end, which would wait for room for ever; not only once, as one may miss its turn."""
         buffer.insertTimeout, buffer.popTimeout = 1, 2
 
         def drain():
             with contextlib.suppress(Exception):
-                collections.deque(self.ready, maxlen=0)
+                collections.deque(iter(buffer.popNextBlock, None), maxlen=0)
         threading.Thread(target=drain, daemon=True).start()
 
     def _send(self):
         """Send the blocks that there are, while there is room."""
         from rios.rioserrors import TimeoutError
-        room = 4 * self.run.executor._run.workers - len(self.run.blocks)
         with contextlib.suppress(TimeoutError):
-            for blockDefn, inputs in itertools.islice(self.ready, room):
+            for blockDefn, inputs in itertools.islice(self.inputs, self.apply.room()):
                 label = f'block at {blockDefn.top}, {blockDefn.left}'
-                self.run.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
+                self.apply.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
 
     def _next_block(self):
         """What RIOS writes next (blockDefn, outputs). On an error it raises the first in exceptionQue."""
@@ -1878,8 +2369,8 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
             try:
                 self._send()
                 future = self.answers.get(timeout=0.02)     # then the readers may have more
-                blockDefn = self.run.blocks[future]
-                outputs, timings = self.run.result(future)
+                blockDefn = self.apply.blocks[future]
+                outputs, timings = self.apply.result(future)
                 self.timings.merge(timings)
                 return blockDefn, outputs
             except queue.Empty:

@@ -21,8 +21,9 @@ import numpy
 import pytest
 
 import rios_awsbatch
+from rios_awsbatch import Message
 from tests.conftest import (
-    PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, job_definition,
+    PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, job_definition, channel_of,
     left_of, main_script, output_of)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -362,7 +363,7 @@ def refused(caplog):
 
 def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, shared):
     """Forged, cut short, of another run, signed with another key: none is unpickled."""
-    channel, marker = executor._run.channel, shared / 'unpickled'
+    channel, marker = channel_of(executor), shared / 'unpickled'
 
     class Evil:
         def __reduce__(self):
@@ -371,11 +372,10 @@ def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, shared
     futures = [executor.submit(square, x, 0.2) for x in range(12)]
     other = rios_awsbatch.Channel('20260101T000000-00000000', b'other key', channel.bucket, channel.in_queue,
                                   channel.out_queue, REGION)
-    forged, header = other.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
-    same_key = rios_awsbatch.Channel(other.run, channel.key, channel.bucket, channel.in_queue, channel.out_queue, REGION)
-    replayed, _ = same_key.seal('main', {'kind': 'result', 'id': 12, 'worker': '0'}, evil)
-    to_worker, _ = channel.seal(
-        'worker', {'kind': 'call', 'id': 12, 'fn': '', 'label': '', 'gdal': False}, evil)
+    forged, _ = other.seal(Message('result', id=12, worker='0'), evil)
+    same_key = rios_awsbatch.Channel(other.run_id, channel.key, channel.bucket, channel.in_queue, channel.out_queue, REGION)
+    replayed, _ = same_key.seal(Message('result', id=12, worker='0'), evil)
+    to_worker, _ = channel.seal(Message('call', id=12, function='', label='', gdal=False), evil)
     cut = dict(forged, MessageBody=forged['MessageBody'][:100])
     for message in (forged, replayed, to_worker, cut, {'MessageBody': 'nonsense'}, {'MessageBody': evil.hex()}):
         channel.send(channel.out_queue, [message])
@@ -385,18 +385,18 @@ def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, shared
 
 
 def test_forged_calls_are_refused_and_the_run_goes_on(executor, shared):
-    channel, marker = executor._run.channel, shared / 'unpickled'
+    channel, marker = channel_of(executor), shared / 'unpickled'
 
     class Evil:
         def __reduce__(self):
             return pathlib.Path.touch, (marker,)
     evil = rios_awsbatch.dumps(((Evil(),), {}))
     digest = hashlib.sha256(rios_awsbatch.dumps(square)).hexdigest()
-    call = {'kind': 'call', 'id': 99, 'fn': digest, 'label': 'evil', 'gdal': False}
+    call = Message('call', id=99, function=digest, label='evil', gdal=False)
     other = rios_awsbatch.Channel(executor.run, b'other key', channel.bucket, channel.in_queue, channel.out_queue, REGION)
-    forged, _ = other.seal('worker', call, evil)
-    stop, _ = other.seal('worker', {'kind': 'stop'})
-    real, _ = channel.seal('worker', call, rios_awsbatch.dumps(((3,), {})))
+    forged, _ = other.seal(call, evil)
+    stop, _ = other.seal(Message('stop'))
+    real, _ = channel.seal(call, rios_awsbatch.dumps(((3,), {})))
     swapped = dict(real, MessageAttributes=forged['MessageAttributes'])
     channel.send(channel.in_queue, [forged, stop, swapped, dict(forged, MessageBody=forged['MessageBody'][:200])])
     assert list(executor.map(square, range(20), timeout=60)) == [x * x for x in range(20)]
@@ -405,7 +405,7 @@ def test_forged_calls_are_refused_and_the_run_goes_on(executor, shared):
 
 def test_changed_object_is_refused(executor):
     """Somebody overwrites the arguments of a call in the bucket."""
-    channel = executor._run.channel
+    channel = channel_of(executor)
     image = numpy.random.default_rng(1).random(10**6)
     first = [executor.submit(square, 1, 1.0) for _ in range(6)]      # keep both workers busy
     future = executor.submit(numpy.sum, image)
@@ -419,11 +419,11 @@ def test_changed_object_is_refused(executor):
 
 def test_repeated_results_count_once(executor):
     """Every message to the main script is sent twice more; the first answer wins."""
-    channel = executor._run.channel
+    channel = channel_of(executor)
     futures = [executor.submit(square, x, 0.1) for x in range(10)]
     for x in range(10):
         answer = rios_awsbatch.dumps(x * x)
-        message, _ = channel.seal('main', {'kind': 'result', 'id': x + 1, 'worker': '0', 'tries': 1}, answer)
+        message, _ = channel.seal(Message('result', id=x + 1, worker='0', tries=1), answer)
         channel.send(channel.out_queue, [message, message])
     assert [future.result(60) for future in futures] == [x * x for x in range(10)]
     assert executor.stats()['done'] == 10

@@ -1,14 +1,7 @@
 #!/usr/bin/env python3
 """
 What runs inside each AWS Batch job: takes calls from the in queue of one run, has them computed, and puts the
-results on its out queue. The main script (see rios_awsbatch.py) gives it everything in the environment:
-
-    RIOSBucket, RIOSInQueue, RIOSOutQueue   where calls come from and results go to
-    RIOSRun, RIOSRunKey, RIOSFirst          the run, the key of its messages, the job's first worker
-    RIOSRegion, RIOSVersions, RIOSModules   of the main script
-    RIOSLease, RIOSVisibility, RIOSTries    LEASE_SECONDS, VISIBILITY_SECONDS, and MAX_TRIES with MAX_RECEIVES
-    RIOSInitializer, RIOSOutput             what the computer calls first; whether print() is sent home
-    RIOS_NOMSG_TIMEOUT                      exit when nothing came for so many seconds
+answers on its out queue. For which run, the environment says (JobSettings in rios_awsbatch.py).
 
 There are two processes. The worker talks to AWS: it fetches the next call in time, keeps the calls in hand
 hidden from other workers, and sends results. The computer runs the user's function, and nothing of ours is in
@@ -27,13 +20,11 @@ import email.utils
 import functools
 import importlib
 import io
-import json
 import logging
 import math
 import multiprocessing.connection
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
@@ -61,15 +52,15 @@ class Computer:
 
     Every call unpickles its function anew, so none sees what another one did to it.
     """
-    def __init__(self, pipe):
-        self.pipe, self.pid = pipe, os.getpid()
+    def __init__(self, settings, pipe):
+        self.settings, self.pipe, self.pid = settings, pipe, os.getpid()
         self.output = Tee(sys.stdout)
         self.space, self.set = {}, {}       # globals of the initializer, and those that it has set
 
     def run(self):
-        if os.environ.get('RIOSOutput'):
+        if self.settings.output:
             sys.stdout = self.output
-        for name in os.environ.get('RIOSModules', '').split():      # what the first call will import
+        for name in self.settings.modules:          # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         self.pipe.send(('ready', b'', ()))
@@ -85,8 +76,8 @@ class Computer:
 
     def initialize(self):
         """Call the initializer; what it has set of the script's globals is there for every call."""
-        if os.environ.get('RIOSInitializer'):
-            initializer, initargs = pickle.loads(self.blob(os.environ['RIOSInitializer']))
+        if self.settings.initializer:
+            initializer, initargs = pickle.loads(self.blob(self.settings.initializer))
             self.space = globals_of(initializer)
             before = dict(self.space)
             initializer(*initargs)
@@ -99,16 +90,16 @@ class Computer:
         self.pipe.send(('want', digest, ()))
         return self.pipe.recv()
 
-    def compute(self, header, payload):
+    def compute(self, call, payload):
         """Run one call: ('result' or 'error', a pickle)."""
         import cloudpickle
-        label, paths = header['label'], []
+        label, paths = call.label, []
         try:
-            if header['gdal']:
+            if call.gdal:
                 from osgeo import gdal
                 gdal.UseExceptions()
             payload = io.BytesIO(payload)       # a small function comes before its arguments
-            function = pickle.loads(self.blob(header['fn'])) if header['fn'] else pickle.load(payload)
+            function = pickle.loads(self.blob(call.function)) if call.function else pickle.load(payload)
             args, kwargs = pickle.load(payload)
             paths = [arg for arg in args if type(arg) is str]
             if self.set and globals_of(function).get('__name__') == self.space.get('__name__'):
@@ -122,7 +113,7 @@ class Computer:
             except BaseException as error:
                 raise rios_awsbatch.AWSBatchException(
                     f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot '
-                    f'travel to the main script: {rios_awsbatch._told(error)}. Return arrays, numbers and '
+                    f'travel to the main script: {rios_awsbatch.describe(error)}. Return arrays, numbers and '
                     'text; open files and GDAL datasets stay in the worker.') from error
         except BaseException as error:          # sys.exit() in the user's function included
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
@@ -158,7 +149,7 @@ def globals_of(function):
 
 def explained(error, label, paths=()):
     """An exception for the main script, with what to do about it: a pickle, and its traceback (str)."""
-    told, advice = rios_awsbatch._told, what_to_do(error, label)
+    told, advice = rios_awsbatch.describe, what_to_do(error, label)
     if advice:
         cause, error = error, rios_awsbatch.AWSBatchException(advice)
         error.__cause__ = cause
@@ -187,7 +178,7 @@ def what_to_do(error, label):
                 'with "scripts/modify.sh --mem".')
     if not isinstance(error, ImportError):
         return None
-    told, name = rios_awsbatch._told(error), str(error.name or '').partition('.')[0]
+    told, name = rios_awsbatch.describe(error), str(error.name or '').partition('.')[0]
     if not isinstance(error, ModuleNotFoundError) or not name:
         return f'The worker cannot import what the block needs: {told}.'
     if name == 'rios':
@@ -201,7 +192,7 @@ def what_to_do(error, label):
 
 def missing_file(error, paths):
     """A sentence for a file, maybe one of these, that the worker cannot reach; '' for any other error."""
-    text, hint = rios_awsbatch._told(error), ''
+    text, hint = rios_awsbatch.describe(error), ''
     if ('/vsi' in text or 's3:' in text) and any(word in text for word in (
             '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
             'does not exist', 'No such file')):
@@ -215,109 +206,186 @@ def missing_file(error, paths):
 
 # ---- The worker ---------------------------------------------------------------------------------------
 
+def work_left(pace, running, waiting):
+    """
+    Seconds of work that a worker has at hand (float).
+
+    `pace` is what a call has taken of late, `running` how long the current one has been computed (None where
+    there is none), `waiting` how many wait for it to end. The current one is expected to take as long as
+    calls have of late; if it is late, for as long again as it is late already.
+    """
+    current = 0 if running is None else abs(pace - running)
+    return current + sum(pace for _ in range(waiting))          # pace is infinite at first
+
+
+def calls_to_fetch(pace, running, waiting, ahead):
+    """How many calls to fetch, to have work for `ahead` s; -1 for one that others had better have."""
+    if waiting and work_left(pace, running, 0) > ahead + HOLD_SECONDS:
+        return -1
+    missing = ahead - work_left(pace, running, waiting)
+    return max(1, min(rios_awsbatch.BATCH_ENTRIES, int(missing / pace))) if missing > 0 else 0
+
+
 class Task:
-    """A call that this worker has taken, and the header of its answer."""
-    def __init__(self, header, message):
-        self.header, self.message, self.receipt = header, message, message['ReceiptHandle']
+    """A call that this worker has taken, and its answer."""
+    def __init__(self, received, worker):
+        self.call, self.message, self.receipt = received.said, received.message, received.receipt
         self.payload = b''              # the arguments, and then the result
-        self.answer = {'id': header['id'], 'tries': 0, 'received': time.time()}
+        self.answer = rios_awsbatch.Message(
+            'result', worker=worker, id=self.call.id, tries=0, received=time.time())
 
 
-class Worker:
-    """Has calls computed, one at a time, until there are no more: `env` says for which run."""
-    def __init__(self, env, process, pipe):
-        self.channel = rios_awsbatch.Channel(
-            env['RIOSRun'], bytes.fromhex(env['RIOSRunKey']), env['RIOSBucket'], env['RIOSInQueue'],
-            env['RIOSOutQueue'], env['RIOSRegion'])
-        self.process, self.pipe, self.memory_kills = process, pipe, 0       # the computer
-        self.idle = float(env.get('RIOS_NOMSG_TIMEOUT') or 3600)
-        self.visibility, self.lease = int(env['RIOSVisibility']), float(env['RIOSLease'])
-        self.tries, self.receives = map(int, env['RIOSTries'].split())
-        self.number = str(int(env['RIOSFirst']) + int(env.get('AWS_BATCH_JOB_ARRAY_INDEX', 0)))
-        self.held = set()                       # receipts of the calls in hand
-        self.outbox = rios_awsbatch.Mailbox()   # tasks that are answered; None is the end
-        self.changed = threading.Condition()    # of what follows here
+class Hands:
+    """
+    The calls that a worker has taken, until it has answered them.
+
+    The fetching thread takes calls and gives them back, the main thread computes them, and the sending thread
+    lets go of them: three threads, so one lock is around all that.
+    """
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.held = set()                       # receipts of all of them
         self.ready = collections.deque()        # tasks whose turn comes
         self.current = self.started = None      # the task that is computed, and since when
-        self.stopping = False                   # whether no more calls are fetched
         self.pace = math.inf                    # seconds that a call has taken of late
         self.download = 0.0                     # seconds that its arguments have taken of late
+        self.stopping = False                   # no more calls are fetched
 
-    def run(self):
-        """Work until there is no more to do."""
-        self.pipe.poll(None)                    # the computer is ready, or has died
-        wrong = rios_awsbatch.mismatch(json.loads(os.environ['RIOSVersions']), rios_awsbatch.versions())
-        self._say('refused' if wrong else 'hello', text=wrong, start=time.time())
-        if wrong:
-            raise rios_awsbatch.AWSBatchException(wrong)
-        if self.idle < self.visibility:
-            self._break_off(f'RIOS_NOMSG_TIMEOUT ({self.idle:g} s) is below the visibility time-out of the '
-                            f'queue, {self.visibility} s. "scripts/modify.sh --idletimeout" raises it.')
-        threads = [threading.Thread(target=guarded, args=(loop,), daemon=True)
-                   for loop in (self._send_loop, self._fetch_loop, self._hold_loop, self._lease_loop)]
-        for thread in threads:
-            thread.start()
-        try:
-            while self._next():
-                self._compute(self.current)
-            self.outbox.put(None)
-            threads[0].join()
-        finally:                                # on SIGTERM too
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self.outbox.put(None)
-            threads[0].join(5)
-            self.channel.hide(list(self.held), 0)       # what is not answered is given back
-        self._say('bye', requests=dict(self.channel.requests))
+    def receipts(self):
+        with self.changed:
+            return list(self.held)
 
-    def _next(self):
-        """Wait for the next call (Task); None if there are no more."""
+    def take(self, receipts):
+        """These were received, so they are to be hidden from others."""
+        with self.changed:
+            self.held.update(receipts)
+
+    def let_go(self, receipts):
+        with self.changed:
+            self.held.difference_update(receipts)
+
+    def add(self, task):
+        """A task is ready to be computed."""
+        with self.changed:
+            took = task.answer.downloaded - task.answer.received
+            self.download += 0.3 * (took - self.download)
+            self.ready.append(task)
+            self.changed.notify_all()
+
+    def next(self):
+        """Wait for the next task and begin it; None if there are no more."""
         with self.changed:
             self.changed.wait_for(lambda: self.ready or self.stopping)
             if self.ready:
                 self.current, self.started = self.ready.popleft(), time.monotonic()
             return self.current
 
+    def done(self):
+        """The current task is computed."""
+        with self.changed:
+            took = time.monotonic() - self.started
+            self.pace = took if self.pace == math.inf else 0.7 * self.pace + 0.3 * took
+            self.current = None
+            self.changed.notify_all()
+
+    def stop(self):
+        """There are no more calls."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+    def balance(self):
+        """Wait until there is something to do: (calls to fetch, task to give back, whether any is here)."""
+        with self.changed:
+            while True:
+                running = time.monotonic() - self.started if self.current else None
+                ahead = AHEAD_SECONDS + self.download
+                count = calls_to_fetch(self.pace, running, len(self.ready), ahead)
+                if count:
+                    surplus = self.ready.pop() if count < 0 else None
+                    return count, surplus, bool(self.current or self.ready)
+                left = work_left(self.pace, running, len(self.ready))
+                self.changed.wait(min(left - ahead, HOLD_SECONDS / 4))
+
+
+class Worker:
+    """
+    Has calls computed, one at a time, until there are no more. The main thread does that; a thread each
+    fetches calls, sends answers, keeps calls hidden from other workers, and looks at the lease.
+    """
+    def __init__(self, settings, index, attempt, process, pipe):
+        self.settings, self.attempt = settings, attempt
+        self.number = str(settings.first + index)
+        self.channel = rios_awsbatch.Channel.of(settings)
+        self.process, self.pipe, self.memory_kills = process, pipe, 0       # the computer: of the main thread
+        self.hands = Hands()
+        self.outbox = rios_awsbatch.Mailbox()   # tasks that are answered; None is the end
+
+    def run(self):
+        """Work until there is no more to do."""
+        self.pipe.poll(None)                    # the computer is ready, or has died
+        wrong = rios_awsbatch.mismatch(self.settings.versions, rios_awsbatch.versions())
+        if wrong:
+            self._say('misfit', text=wrong)
+            raise rios_awsbatch.AWSBatchException(wrong)
+        self._say('hello', attempt=self.attempt)
+        idle, visibility = self.settings.idle, self.settings.visibility
+        if idle < visibility:
+            self._break_off(f'RIOS_NOMSG_TIMEOUT ({idle:g} s) is below the visibility time-out of the queue, '
+                            f'{visibility:g} s. "scripts/modify.sh --idletimeout" raises it.')
+        threads = [threading.Thread(target=guarded, args=(loop,), daemon=True)
+                   for loop in (self._send_loop, self._fetch_loop, self._hold_loop, self._lease_loop)]
+        for thread in threads:
+            thread.start()
+        try:
+            while (task := self.hands.next()) is not None:
+                self._compute(task)
+                del task
+            self.outbox.put(None)
+            threads[0].join()
+        finally:                                # on SIGTERM too
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.outbox.put(None)
+            threads[0].join(5)
+            self.channel.hide(self.hands.receipts(), 0)     # what is not answered is given back
+        self._say('bye', requests=dict(self.channel.requests))
+
     def _compute(self, task):
         """Have one call computed, and its result or its exception sent."""
-        label, answer = task.header['label'], task.answer
-        answer['started'] = time.time()
-        while 'kind' not in answer:
-            answer['tries'] += 1
+        label, answer, kind = task.call.label, task.answer, None
+        answer.started = time.time()
+        while kind is None:
+            answer.tries += 1
             try:
-                answer['kind'], task.payload = self._ask_computer(task)
+                kind, task.payload = self._ask_computer(task)
                 break
             except (EOFError, OSError):
                 how = how_it_ended(self.process.wait(), out_of_memory() > self.memory_kills)
             except rios_awsbatch.Refused as refused:    # the function
                 how = f'{TAMPERED} ({refused})'
-            self._say('note', text=f'{label}, try {answer["tries"]} of {self.tries}: {how}.')
-            if answer['tries'] == self.tries:
-                answer.update(kind='lost', text=how)
-                task.payload = b''
+            self._say('note', text=f'{label}, try {answer.tries} of {self.settings.max_tries}: {how}.')
+            if answer.tries == self.settings.max_tries:
+                kind, answer.text, task.payload = 'lost', how, b''
             with contextlib.suppress(OSError):          # what it has left behind
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.pipe.close()
             self.process, self.pipe = start_computer()
-        answer['computed'] = time.time()
-        took = time.monotonic() - self.started
+        answer.kind, answer.computed = kind, time.time()
         task.message = None             # it is as large as the arguments
         self.outbox.put(task)
-        with self.changed:
-            self.pace = took if self.pace == math.inf else 0.7 * self.pace + 0.3 * took
-            self.current = None
-            self.changed.notify_all()
+        self.hands.done()
 
     def _ask_computer(self, task):
         """What the computer says of a call: ('result' or 'error', a pickle); EOFError, OSError if it dies."""
-        self.pipe.send((task.header, task.payload))
+        self.pipe.send((task.call, task.payload))
         self.memory_kills = out_of_memory()
         while True:
             while not self.pipe.poll(0.2):      # what it has left running may hold the pipe open
                 if self.process.poll() is not None and not self.pipe.poll(0):
                     raise EOFError
-            kind, data, task.answer['output'] = self.pipe.recv()
+            kind, data, task.answer.output = self.pipe.recv()
             if kind == 'want':
-                self.pipe.send(self.channel.fetch(self.channel.blob(data), data))
+                self.pipe.send(self.channel.fetch(self.channel.shared(data), data))
             elif kind == 'broken':
                 self._break_off('A worker\'s initializer failed:\n' + data)
             elif kind != 'ready':
@@ -329,123 +397,104 @@ class Worker:
 
     def _fetch_loop(self):
         """Have the next call at hand when the current one ends; sooner, an idle worker could have it."""
-        last = time.monotonic()
-        while not self.stopping:
-            surplus = []
-            with self.changed:
-                ahead, left = AHEAD_SECONDS + self.download, sum(self.pace for _ in self.ready)
-                busy = bool(self.current or self.ready)
-                last = time.monotonic() if busy else last
-                if self.current:        # one that is late is expected to be so for as long again
-                    left += abs(self.started + self.pace - time.monotonic())
-                    if self.ready and left - self.pace > ahead + HOLD_SECONDS:
-                        surplus = [self.ready.pop().message]
-                if left >= ahead and not surplus:
-                    self.changed.wait(min(left - ahead, HOLD_SECONDS / 4))
-            self._give_back(surplus)
-            if left >= ahead:
+        idle, last = self.settings.idle, time.monotonic()
+        while not self.hands.stopping:
+            count, surplus, busy = self.hands.balance()
+            if busy:
+                last = time.monotonic()
+            if surplus:
+                self._give_back([surplus.message])
                 continue
-            count = max(1, min(rios_awsbatch.BATCH_ENTRIES, int((ahead - left) / self.pace)))
-            wait = 1 if busy else int(min(rios_awsbatch.LONG_POLL_SECONDS, self.idle))
+            wait = 1 if busy else int(min(rios_awsbatch.LONG_POLL_SECONDS, idle))
             messages = self.channel.receive(self.channel.in_queue, wait, count)
-            self.held.update(message['ReceiptHandle'] for message in messages)
+            self.hands.take(message['ReceiptHandle'] for message in messages)
             for message in messages:
                 self._take(message)
-            if not messages and time.monotonic() - last > self.idle:
-                log.info('No message for %d s: exiting', self.idle)
-                self.stopping = True
-        with self.changed:
-            self.changed.notify_all()
+            if not messages and time.monotonic() - last > idle:
+                log.info('No message for %d s: exiting', idle)
+                self.hands.stop()
 
     def _take(self, message):
         """Make a task of a message."""
         try:
-            header = self.channel.open('worker', message)
+            received = self.channel.open('worker', message)
         except rios_awsbatch.Refused as refused:
             log.warning('A message was refused: %s', refused)
             return self._forget([message['ReceiptHandle']])
-        if header['kind'] == 'stop':
-            if self.stopping:           # this one is for another worker
+        if received.said.kind == 'stop':
+            if self.hands.stopping:     # this one is for another worker
                 return self._give_back([message])
-            self.stopping = True
-            return self._forget([message['ReceiptHandle']])
-        task = Task(header, message)
-        received = int(message['Attributes']['ApproximateReceiveCount'])
-        why = 'its worker was gone before it had answered' if received > self.receives else ''
+            self.hands.stop()
+            return self._forget([received.receipt])
+        task, why = Task(received, self.number), None
+        if received.times > self.settings.max_receives:
+            why = 'its worker was gone before it had answered'
         try:
-            task.payload = self.channel.payload(header, message)
+            task.payload = self.channel.payload(received)
         except rios_awsbatch.Refused as refused:
             why = f'{TAMPERED} ({refused})'
         if why:
-            log.error('%s is given up: %s', header['label'], why)
-            task.answer.update(kind='lost', tries=max(1, received - 1), text=why)
-            task.payload = b''
+            log.error('%s is given up: %s', task.call.label, why)
+            task.answer.kind, task.answer.text, task.payload = 'lost', why, b''
+            task.answer.tries = max(1, received.times - 1)
             return self.outbox.put(task)
-        task.answer['downloaded'] = time.time()
-        with self.changed:
-            self.download += 0.3 * (task.answer['downloaded'] - task.answer['received'] - self.download)
-            self.ready.append(task)
-            self.changed.notify_all()
+        task.answer.downloaded = time.time()
+        return self.hands.add(task)
 
     def _give_back(self, messages):
         """Let other workers have them."""
-        self.channel.give_back(messages)
-        self.held.difference_update(message['ReceiptHandle'] for message in messages)
+        self.channel.send_anew(messages)
+        self.hands.let_go([message['ReceiptHandle'] for message in messages])
 
     def _forget(self, receipts):
         self.channel.delete(self.channel.in_queue, receipts)
-        self.held.difference_update(receipts)
+        self.hands.let_go(receipts)
 
     def _hold_loop(self):
         """Keep the calls in hand from being given to others."""
         while True:
             try:
-                self.channel.hide(list(self.held), self.visibility)
+                self.channel.hide(self.hands.receipts(), int(self.settings.visibility))
             except rios_awsbatch.AWS_ERRORS as error:
                 log.warning('Could not keep the calls in hand: %s', error)
-            time.sleep(self.visibility / 3)
+            time.sleep(self.settings.visibility / 3)
 
     def _lease_loop(self):
         """See whether the main script lives: it has renewed the lease lately, by the clock of S3 alone."""
         while True:
-            time.sleep(self.lease / 4)
+            time.sleep(self.settings.lease / 4)
             try:
                 head = self.channel.s3.head_object(
                     Bucket=self.channel.bucket, Key=self.channel.folder + 'lease')
                 now = email.utils.parsedate_to_datetime(head['ResponseMetadata']['HTTPHeaders']['date'])
-                alive = (now - head['LastModified']).total_seconds() < self.lease
+                alive = (now - head['LastModified']).total_seconds() < self.settings.lease
             except rios_awsbatch.AWS_ERRORS as error:
-                alive = not rios_awsbatch.is_one_of(error, rios_awsbatch._NO_OBJECT)
+                alive = not rios_awsbatch.is_one_of(error, rios_awsbatch.NO_OBJECT)
             if not alive:
                 raise rios_awsbatch.AWSBatchException(
-                    f'The lease was not renewed for {self.lease:g} s, so the main script is dead')
+                    f'The lease was not renewed for {self.settings.lease:g} s, so the main script is dead')
 
     def _send_loop(self):
-        """Send results, as many in one request as there are; only then delete their calls."""
+        """Send answers, as many in one request as there are; only then delete their calls."""
         answered, since, going = [], time.monotonic(), True
         while going:
-            tasks = []
-            with contextlib.suppress(queue.Empty):
-                tasks.append(self.outbox.get(timeout=FLUSH_SECONDS if answered else None))
-                while len(tasks) < rios_awsbatch.BATCH_ENTRIES:
-                    tasks.append(self.outbox.get(0))
+            tasks = self.outbox.take(FLUSH_SECONDS if answered else None, rios_awsbatch.BATCH_ENTRIES)
             going = None not in tasks
             tasks = [task for task in tasks if task]
             self.channel.send(self.channel.out_queue, [
-                self._seal(dict(task.answer, uploaded=time.time()), task.payload) for task in tasks])
+                self.channel.seal(task.answer, task.payload)[0] for task in tasks])
             answered += [task.receipt for task in tasks]
             for task in tasks:          # not where the next call would wait for it
-                log.info('%s of %s', task.answer['kind'].capitalize(), task.header['label'])
+                log.info('%s of %s', task.answer.kind.capitalize(), task.call.label)
             late = time.monotonic() - since > FLUSH_SECONDS
             if late or not going or len(answered) >= rios_awsbatch.BATCH_ENTRIES:
                 self._forget(answered)
                 answered, since = [], time.monotonic()
 
-    def _say(self, kind, **more):
-        self.channel.send(self.channel.out_queue, [self._seal(dict(more, kind=kind))])
-
-    def _seal(self, header, payload=b''):
-        return self.channel.seal('main', dict(header, worker=self.number), payload)[0]
+    def _say(self, kind, **fields):
+        """Tell the main script something that is not an answer."""
+        said = rios_awsbatch.Message(kind, worker=self.number, **fields)
+        self.channel.send(self.channel.out_queue, [self.channel.seal(said)[0]])
 
 
 def guarded(work):
@@ -456,7 +505,7 @@ def guarded(work):
         log.warning('Asked to end')
         status = end.code
     except BaseException as error:
-        gone = rios_awsbatch.is_one_of(error, rios_awsbatch._NO_QUEUE)       # the run has ended
+        gone = rios_awsbatch.is_one_of(error, rios_awsbatch.NO_QUEUE)       # the run has ended
         status = 0 if gone else EXIT_AGAIN if rios_awsbatch.is_temporary(error) else 1
         if isinstance(error, rios_awsbatch.AWS_ERRORS):
             error = rios_awsbatch.explain(error, 'working for a run')
@@ -502,7 +551,9 @@ def main():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_AGAIN))
     computer = start_computer()
     import rios_awsbatch                # meanwhile
-    guarded(lambda: Worker(os.environ, *computer).run())
+    index = int(os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX', 0))
+    attempt = int(os.environ.get('AWS_BATCH_JOB_ATTEMPT', 1))
+    guarded(lambda: Worker(rios_awsbatch.JobSettings.from_env(os.environ), index, attempt, *computer).run())
     os._exit(0)                 # whatever the user's functions have left running
 
 
@@ -514,7 +565,8 @@ def compute(fileno):
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
         file.write('1000')              # where memory is short it is this process that goes
     import rios_awsbatch                # now, as nothing may be there to import it with after a call
-    computer = Computer(multiprocessing.connection.Connection(int(fileno)))
+    computer = Computer(rios_awsbatch.JobSettings.from_env(os.environ),
+                        multiprocessing.connection.Connection(int(fileno)))
     shared = computer.blob
     with contextlib.suppress(EOFError, ConnectionError):        # the worker has ended
         computer.run()

@@ -83,6 +83,21 @@ def pids(run, env=os.environ):
     return found
 
 
+def jobs_of(run, env=os.environ):
+    """What Batch says of the jobs of a run (its id), the latest first; an array is one job."""
+    name = env.get('RIOS_AWSBATCH_STACK', rios_awsbatch.STACK_NAME)
+    batch, queue = client('batch', env), Stack(name, env=env).outputs()['BatchProcessingJobQueueName']
+    found = batch.list_jobs(jobQueue=queue, filters=[{'name': 'JOB_NAME', 'values': [name + '_' + run]}])
+    jobs = batch.describe_jobs(jobs=[job['jobId'] for job in found['jobSummaryList']])['jobs']
+    return sorted(jobs, key=lambda job: -job['createdAt'])
+
+
+def channel_of(executor):
+    """The channel of a run, as its workers have it: from the environment of its first job."""
+    return rios_awsbatch.Channel.of(rios_awsbatch.JobSettings.from_env(
+        {item['name']: item['value'] for item in jobs_of(executor.run)[-1]['container']['environment']}))
+
+
 def wait_until(condition, seconds=120):
     """Wait for something that must become true; what it is then."""
     deadline = time.monotonic() + seconds

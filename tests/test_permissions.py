@@ -48,10 +48,9 @@ ALLOWED = '''
         worker = executor.submit(who).result()
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
         executor.submit(print, 'about to go').result()
-        time.sleep(1)
-        # What a broken run is told with.
-        executor._run.ends.append(('', list(executor._run.jobs)[0]))
-        log = executor._run._how_workers_ended()
+        # What a broken run is told with: the first end is one too many.
+        rios_awsbatch.MAX_UNANSWERED = 0
+        log = str(executor.submit(lambda: os.kill(os.getppid(), signal.SIGKILL)).exception())
     print(json.dumps({'main': who(), 'worker': worker, 'log': log}), flush=True)
 '''
 
@@ -119,13 +118,14 @@ FORBIDDEN = '''
 
     requests = json.loads(sys.argv[1])
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        channel = executor._run.channel
+        settings = rios_awsbatch.JobSettings.from_env(executor.submit(lambda: dict(os.environ)).result())
+        bucket, folder = settings.bucket, 'runs/' + settings.run_id + '/'
         requests['worker'] += [
-            ['sqs', 'receive_message', {{'QueueUrl': channel.out_queue}}],
-            ['sqs', 'purge_queue', {{'QueueUrl': channel.in_queue}}],
-            ['sqs', 'delete_queue', {{'QueueUrl': channel.in_queue}}],
-            ['s3', 'delete_object', {{'Bucket': channel.bucket, 'Key': channel.folder + 'lease'}}],
-            ['s3', 'list_objects_v2', {{'Bucket': channel.bucket, 'Prefix': channel.folder}}]]
+            ['sqs', 'receive_message', {{'QueueUrl': settings.out_queue}}],
+            ['sqs', 'purge_queue', {{'QueueUrl': settings.in_queue}}],
+            ['sqs', 'delete_queue', {{'QueueUrl': settings.in_queue}}],
+            ['s3', 'delete_object', {{'Bucket': bucket, 'Key': folder + 'lease'}}],
+            ['s3', 'list_objects_v2', {{'Bucket': bucket, 'Prefix': folder}}]]
         answers = {{'worker': executor.submit(denied, requests['worker']).result(),
                    'main': denied(requests['main'])}}
         assert executor.submit(abs, -1).result() == 1

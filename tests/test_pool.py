@@ -22,8 +22,8 @@ import pytest
 
 import rios_awsbatch
 from tests.conftest import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, job_definition, local_aws, pids, square,
-    wait_until, write_main)
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, job_definition, jobs_of, local_aws,
+    pids, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -95,7 +95,7 @@ def test_workers_that_fail_for_good_are_replaced(caplog):
         assert executor.stats()['workers_up'] <= 4
         wait_until(lambda: executor.stats()['replaced'] == 3 and executor.stats()['workers_up'] == 4)
         assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(120)]
-    assert re.search(r'Workers? .*exit code 137', caplog.text)
+    assert re.search(r'workers? .*exit code 137', caplog.text)
     assert_nothing_left(executor.run)
 
 
@@ -150,20 +150,27 @@ def test_last_call_has_more_workers_the_more_of_them_were_killed():
         assert executor.stats()['replaced'] == 4
 
 
+def calls_in_queue(channel, state='', name='ApproximateNumberOfMessages'):
+    """How many calls wait in the queue, or are in hands, as SQS counts them."""
+    return int(channel.sqs.get_queue_attributes(
+        QueueUrl=channel.in_queue, AttributeNames=[name + state])['Attributes'][name + state])
+
+
 @pytest.mark.slow
 def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
     """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
     monkeypatch.setattr(rios_awsbatch, 'MAX_RECEIVES', 3)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        long = executor.submit(square, 1, 8)
+        long, channel = executor.submit(square, 1, 20), channel_of(executor)
         executor.wait_for_workers(1, PATIENCE)
+        wait_until(lambda: calls_in_queue(channel, 'NotVisible') == 1)
         wanted = executor.submit(square, 3)
         for _ in range(6):
             others = [executor.submit(square, x) for x in range(4)]
-            wait_until(lambda: all(call.sent for call in list(executor._run.calls.values())))
+            wait_until(lambda: calls_in_queue(channel) == 5)
             for future in others:
                 assert future.cancel()
-            wait_until(lambda: not executor._run.revoked)
+            wait_until(lambda: calls_in_queue(channel) == 1)
         assert long.result(PATIENCE) == 1
         assert wanted.result(PATIENCE) == 9
 
@@ -192,18 +199,16 @@ def test_run_that_ends_takes_back_a_worker_that_has_not_started(aws, monkeypatch
     with job_definition(environment=environment) as name, \
             rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
         executor.wait_for_workers(2, PATIENCE)
-        run = executor._run
-        wait_until(lambda: run.quiet == {'0', '1'})
+        wait_until(lambda: executor.stats()['workers_up'] == 0)
         local_aws('quota', {'vcpus': 0})
         try:
             call = executor.submit(square, 1)
-            wait_until(lambda: '2' in [worker for worker, _ in run.jobs.values()])
-            waiting, = [job for job, (worker, _) in run.jobs.items() if worker == '2']
+            wait_until(lambda: executor.stats()['replaced'] == 1)
             assert call.cancel()
             executor.shutdown()
         finally:
             local_aws('quota', {})
-    found, = run.batch.describe_jobs(jobs=[waiting])['jobs']
+    found = jobs_of(executor.run, aws)[0]
     assert found['status'] == 'FAILED' and 'startedAt' not in found
 
 
@@ -240,16 +245,15 @@ def test_lack_of_memory_is_told_at_once_and_not_tried_again(tmp_path, aws):
     """The memory is too little for the worker itself; Batch starts its job once."""
     process = run_main(tmp_path, aws, '''
         executor = rios_awsbatch.AWSBatchExecutor(1, memory=50)
-        job, = executor._run.jobs
-        error = executor.submit(time.sleep, 60).exception()
-        found, = executor._run.batch.describe_jobs(jobs=[job])['jobs']
-        print(len(found['attempts']), error, flush=True)
+        print(executor.run, executor.submit(time.sleep, 60).exception(), flush=True)
         executor.shutdown()
         ''')
     out, err = finish(process)
-    assert re.match('1 No worker .* OutOfMemoryError.*more memory than its job has.*--mem', out)
+    run, _, told = out.partition(' ')
+    assert re.match('No worker .* OutOfMemoryError.*more memory than its job has.*--mem', told)
+    assert [len(job['attempts']) for job in jobs_of(run, aws)] == [1] * len(jobs_of(run, aws))
     first = next(line for line in err.splitlines() if line.startswith('WARNING'))
-    assert re.search('Worker 0: .*OutOfMemoryError.*more memory than its job has.*--mem', first)
+    assert re.search('worker 0: .*OutOfMemoryError.*more memory than its job has.*--mem', first)
 
 
 def test_spot_reclaims_are_no_tries_of_a_block(tmp_path, aws):
@@ -317,10 +321,10 @@ def test_run_has_as_many_workers_as_the_stack_allows_and_of_the_size_that_it_ask
     out, _ = finish(run_main(tmp_path, stack.env, '''
         with rios_awsbatch.AWSBatchExecutor(vcpus=3, memory=2000, timeout=5000) as executor:
             assert executor.stats()['workers'] == 2
-            print(*executor._run._arrays(), sum(executor.map(abs, range(9))))
+            print(executor.run, sum(executor.map(abs, range(9))))
         '''))
-    job, total = out.split()
-    found, = stack.client('batch').describe_jobs(jobs=[job])['jobs']
+    run, total = out.split()
+    found, = jobs_of(run, stack.env)
     assert total == '36' and found['arrayProperties']['size'] == 2
     assert found['timeout'] == {'attemptDurationSeconds': 5000}
     assert {need['type']: need['value'] for need in found['container']['resourceRequirements']} == {
@@ -355,7 +359,7 @@ def test_wait_for_a_worker_is_told_with_what_batch_says(tmp_path, aws):
         ''')
     try:
         lines = iter(process.stderr.readline, '')
-        told = [next(line for line in lines if 'No worker has come up' in line) for _ in range(2)]
+        told = [next(line for line in lines if 'no worker has been up for' in line) for _ in range(2)]
     finally:
         local_aws('quota', {}, env=aws)
     assert 'RUNNABLE' in told[0] and 'CAPACITY' in told[1] and 'vCPU quota' in told[1]
@@ -482,7 +486,7 @@ def test_output_of_workers_comes_home_when_asked_for(monkeypatch, caplog):
 def test_lease_tells_how_a_run_is_doing():
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         list(executor.map(square, range(7)))
-        channel = executor._run.channel
+        channel = channel_of(executor)
 
         def lease():
             return json.load(channel.s3.get_object(Bucket=channel.bucket, Key=channel.folder + 'lease')['Body'])

@@ -412,7 +412,7 @@ def talks(info, inputs, outputs, otherArgs):
     everything(info, inputs, outputs, otherArgs)
 apply(talks, options)
 """, usual(source), RIOS_AWSBATCH_WORKER_OUTPUT='1')
-    told = re.findall(r'^Worker \d, (talks\(.*\)): here$', err, re.MULTILINE)
+    told = re.findall(r'^Run .*: worker \d, (talks\(.*\)): here$', err, re.MULTILINE)
     assert len(set(told)) == len(told) == BLOCKS, told
 
 
