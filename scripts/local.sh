@@ -24,14 +24,16 @@
 #                                               reorder=1 for any order, seed=N for the same faults again
 #   RIOS_AWSBATCH_LOCAL_IAM=1                   enforce IAM policies while COMMAND runs. COMMAND has the account
 #                                               owner's credentials, which may do everything; jobs have their role's
+#   RIOS_AWSBATCH_LOCAL_LAG=8                   Batch says so many seconds later what a container does; without, each
+#                                               job has a lag of its own, of up to two
 #   RIOS_AWSBATCH_LOCAL_START_MS=500            job i of an array starts i times that later
 #   RIOS_AWSBATCH_LOCAL_SHARED=FOLDER           jobs see this folder of yours at the same path, read and write, as
 #                                               they would a network file system
 #   RIOS_AWSBATCH_LOCAL_LOG=FILE                keep what the server says
 #
-# For COMMAND, $AWS_ENDPOINT_URL/_local/ shows and changes the server: requests, jobs, faults, latency, iam, server
-# (see scripts/local_aws/control.py). PYTHONPATH reaches the jobs, as if it were in the image. Of everything else that
-# is yours, jobs see nothing, as on AWS, where the machine allows it (the log says so).
+# For COMMAND, $AWS_ENDPOINT_URL/_local/ shows and changes the server: requests, jobs, faults, lag, latency, iam
+# and more (see scripts/local_aws/control.py). PYTHONPATH reaches the jobs, as if it were in the image. Of everything
+# else that is yours, jobs see nothing, as on AWS, where the machine allows it (the log says so).
 
 # shellcheck disable=SC2317,SC2329  # the functions that traps call
 

@@ -107,7 +107,7 @@ class Place:
         return [each for each in jobs if each['jobId'].split(':')[0] in ours]
 
     def close(self):
-        for path, settings in (('quota', {}), ('speed', {'times': 1}), ('starts', {'fail': 0}),
+        for path, settings in (('quota', {}), ('speed', {'times': 1}), ('starts', {'fail': 0}), ('lag', {}),
                                ('credentials', {'seconds': 3600}), ('login', {'expired': False}),
                                ('iam', {'enforced': False})):
             local_aws(path, settings, env=self.env)
@@ -211,6 +211,72 @@ def test_instance_that_is_taken_away_takes_all_its_jobs_perhaps_without_a_notice
         assert done['status'] == 'FAILED' and 'exitCode' not in done['container']
         assert done['statusReason'].startswith('Host EC2 (instance i-')
         assert place.output(job) == ['up'] + ['told'] * notice
+
+
+# ---------------------------------------------------------------------------------------------
+# What Batch says of a container is late
+# ---------------------------------------------------------------------------------------------
+
+def seconds_since(moment):
+    """Of one that Batch gives, in milliseconds."""
+    return time.time() - moment / 1000
+
+
+def test_container_is_up_before_batch_says_running(place, shared):
+    """And may have worked for as long as Batch is late."""
+    local_aws('lag', {'seconds': 10**6}, env=place.env)
+    job = place.submit('touch {}/up; sleep 60'.format(shared))
+    wait_until((shared / 'up').exists)
+    found = place.job(job)
+    assert found['status'] == 'STARTING' and not {'startedAt', 'stoppedAt'} & set(found)
+    assert 'logStreamName' not in found['container']
+
+
+def test_batch_is_late_and_later_still_with_the_summary_of_an_array(place):
+    """Both have been, and are, what is said of them some seconds later; an array ends after its children."""
+    local_aws('lag', {'seconds': 2}, env=place.env)
+    job = place.submit('sleep 60', size=2)
+    children = [job + ':0', job + ':1']
+
+    def array(status):
+        said = place.job(job)['arrayProperties']
+        return said['statusSummary'][status] == 2 and said['statusSummaryLastUpdatedAt']
+    place.running(*children)
+    started = max(place.job(child)['startedAt'] for child in children)
+    assert seconds_since(started) >= 2
+    said_of = wait_until(lambda: array('RUNNING'))
+    assert seconds_since(started) >= 4 and seconds_since(said_of) >= 2
+    place.batch.terminate_job(jobId=job, reason='enough')
+    stopped = max(place.ended(child)['stoppedAt'] for child in children)
+    assert seconds_since(stopped) >= 2
+    place.ended(job)
+    assert seconds_since(stopped) >= 4 and array('FAILED')
+
+
+def test_batch_is_late_unless_a_test_says_otherwise(place):
+    job, late = place.submit('true', size=10), {}
+
+    def look():
+        for found in place.batch.describe_jobs(jobs=[job + ':{}'.format(n) for n in range(10)])['jobs']:
+            if found['status'] in ENDED:
+                late.setdefault(found['jobId'], seconds_since(found['stoppedAt']))
+        return len(late) == 10
+    wait_until(look)
+    assert max(late.values()) > 0.5
+
+
+def test_job_that_is_started_again_keeps_when_it_was_created_and_gains_an_attempt(place):
+    local_aws('lag', {'seconds': 0}, env=place.env)
+    job = place.submit('sleep 60', retry={'attempts': 2})
+    place.running(job)
+    first = place.job(job)
+    os.kill(place.containers()[0]['pid'], 9)
+    wait_until(lambda: place.job(job)['attempts'])
+    place.running(job)
+    second = place.job(job)
+    assert (first['attempts'], second['createdAt']) == ([], first['createdAt'])
+    assert [each['startedAt'] for each in second['attempts']] == [first['startedAt']]
+    assert second['startedAt'] > first['startedAt']
 
 
 # ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The promises of create.sh, modify.sh, delete.sh and status.sh, and of every scri
 Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS
 that refuses.
 """
+import collections
 import concurrent.futures
 import contextlib
 import http.server
@@ -653,6 +654,17 @@ def test_delete_waits_for_every_job_and_what_it_writes_last(tmp_path, stack):
 # status.sh
 # ---------------------------------------------------------------------------------------------
 
+def states(stack):
+    """How many workers are in which state, as Batch says."""
+    batch = stack.client('batch')
+    jobs = batch.list_jobs(jobQueue=stack.outputs()['BatchProcessingJobQueueName'],
+                           filters=[{'name': 'JOB_NAME', 'values': ['*']}])['jobSummaryList']
+    found = collections.Counter()
+    for job in batch.describe_jobs(jobs=[job['jobId'] for job in jobs])['jobs']:
+        found.update(job['arrayProperties']['statusSummary'])
+    return +found
+
+
 @pytest.mark.slow
 def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tmp_path):
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
@@ -667,6 +679,7 @@ def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tm
         renewed = s3.head_object(Bucket=bucket,
                                  Key='runs/{}/lease'.format(dead_run))['LastModified'].timestamp()
         wait_until(lambda: time.time() > renewed + 1.5 * QUICK['LEASE_SECONDS'] + 1)
+        wait_until(lambda: states(stack) == {'RUNNING': 2, 'FAILED': 2})
         said = succeeds(stack.run('status.sh'),
                         'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
         for name, value in stack.outputs().items():

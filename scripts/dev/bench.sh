@@ -48,6 +48,8 @@ fi
 echo 'bench: starting an AWS on this machine'
 # Workers come up one after the other, so that it can be seen that no block waits for all of them.
 export RIOS_AWSBATCH_LOCAL_START_MS=${RIOS_AWSBATCH_LOCAL_START_MS:-250}
+# bench.py asks Batch when a job has started, as soon as its worker is up.
+export RIOS_AWSBATCH_LOCAL_LAG=0
 # bench.py makes the stack, which is quicker.
 export RIOS_AWSBATCH_LOCAL_STACK=no
 # What is in these folders, jobs can see.

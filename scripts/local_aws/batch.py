@@ -4,8 +4,13 @@ moto knows compute environments, queues and job definitions. Its jobs want Docke
 submitted, and have neither children that fail alone nor rules for retries: they are replaced here (what users
 ask) and in `scheduler` (what happens by itself). AWS refuses what moto lets pass: a time-out below 60 s, more
 than five retry rules, a Fargate job without what Fargate needs. Sources: botocore's model, and the Batch User
-Guide ("Job states", "Array jobs", "Automated job retries", "Job timeouts")."""
+Guide ("Job states", "Array jobs", "Automated job retries", "Job timeouts").
+
+What Batch says of a container is late: RUNNING comes after the container is up, and an array's summary has a
+time of its own. So a job is what it is (what the scheduler goes by), and keeps what users see of it and from
+when on (`Job.move` alone adds to that): see `Job.seen`."""
 import collections
+import copy
 import fnmatch
 import json
 import re
@@ -81,14 +86,15 @@ def check(retry, timeout, capabilities, container, overrides):
 
 
 class Job:
-    """A Batch job: a plain one, an array, or a child of an array."""
+    """A Batch job: a plain one, an array, or a child of an array. Batch is late by `lag` seconds for it."""
 
-    def __init__(self, backend, queue, definition, request, parent=None, index=None):
+    def __init__(self, backend, queue, definition, request, lag, parent=None, index=None):
         self.backend, self.queue, self.definition, self.request = backend, queue, definition, request
-        self.parent, self.index, self.children = parent, index, []
+        self.lag, self.parent, self.index, self.children = lag, parent, index, []
+        self.shown = []                          # (since when on time.monotonic(), the job as users see it)
         self.id = str(uuid.uuid4()) if parent is None else f'{parent.id}:{index}'
         self.arn = f'arn:{PARTITION}:batch:{backend.region_name}:{ACCOUNT}:job/{self.id}'
-        self.status, self.reason, self.created = 'SUBMITTED', None, millis()
+        self.created = millis()
         self.started = self.stopped = self.stop_reason = None
         self.attempts = []
         self.container = {}                      # exit code, reason and log stream of the last attempt
@@ -102,12 +108,26 @@ class Job:
         self.vcpus, self.memory = needs_of(properties, overrides)
         self.retry = request.get('retryStrategy') or definition.retry_strategy or {}
         self.timeout = request.get('timeout') or definition.timeout or {}
+        self.move('SUBMITTED')
 
-    def move(self, status, reason=None):
-        """Enter a state."""
+    def move(self, status, reason=None, late=False):
+        """
+        Enter a state. Users see at once what Batch itself does, and `late` what it must hear of a container
+        first; each state after the one before, and an array's after those of its children.
+        """
         self.status, self.reason = status, reason
         if status in ENDED:
             self.stopped = millis()
+        heard = max([time.monotonic(), *(child.shown[-1][0] for child in self.children)])
+        since = max([heard + late * self.lag, *(since for since, _ in self.shown[-1:])])
+        view = copy.copy(self)
+        view.container, view.attempts = dict(self.container), list(self.attempts)
+        self.shown.append((since, view))
+
+    def seen(self, at=None):
+        """The job as users see it at a moment, now if none is given."""
+        at = time.monotonic() if at is None else at
+        return next((view for since, view in reversed(self.shown) if since <= at), self.shown[0][1])
 
     def summary(self):
         """As ListJobs shows it."""
@@ -136,9 +156,11 @@ class Job:
                   'tags': self.backend.list_tags_for_resource(self.arn),
                   'platformCapabilities': self.definition.platform_capabilities or ['EC2']}
         if self.children:
-            counts = collections.Counter(child.status for child in self.children)
-            answer['arrayProperties'] = {'size': len(self.children),
-                                         'statusSummary': {state: counts[state] for state in STATES}}
+            then = time.monotonic() - self.lag
+            counts = collections.Counter(child.seen(then).status for child in self.children)
+            answer['arrayProperties'] = {
+                'size': len(self.children), 'statusSummary': {state: counts[state] for state in STATES},
+                'statusSummaryLastUpdatedAt': max(self.created, millis() - int(1000 * self.lag))}
         return present(answer)
 
     def may_retry(self, status_reason):
@@ -184,8 +206,9 @@ class Batch:
         if is_fargate(queue.environments[0]) != ('FARGATE' in capabilities):
             refuse(f'Job definition {definition.name} has platform capabilities {capabilities}, which the '
                    f'compute environments of job queue {queue.name} do not have')
-        job = Job(backend, queue, definition, request)
-        job.children = [Job(backend, queue, definition, request, job, index) for index in range(size or 0)]
+        given, draw_lag = (backend, queue, definition, request), self.scheduler.draw_lag
+        job = Job(*given, draw_lag())
+        job.children = [Job(*given, draw_lag(), job, index) for index in range(size or 0)]
         if request.get('tags'):
             backend.tag_resource(job.arn, request['tags'])
         self.scheduler.add(job)
@@ -198,7 +221,7 @@ class Batch:
             refuse('Too many jobs: at most 100 can be described in one request')
         with self.scheduler.lock:
             found = [self.scheduler.jobs.get(job.rpartition('job/')[2]) for job in ids]
-            return {'jobs': [job.description() for job in found if job]}
+            return {'jobs': [job.seen().description() for job in found if job]}
 
     def list(self, backend, request):
         """ListJobs"""

@@ -85,7 +85,7 @@ class Task:
     def __init__(self, job, scheduler):
         self.job, self.scheduler = job, scheduler
         self.id = uuid.uuid4().hex
-        self.started = time.monotonic()
+        self.started = None                      # when its time-out begins
         self.kill_at = None                      # moment of the SIGKILL that follows a SIGTERM
         self.status_reason, self.container_reason = 'Essential container in task exited', None
         self.killed = 0                          # processes that the kernel has ended for want of memory

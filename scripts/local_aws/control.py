@@ -9,6 +9,8 @@ POST /_local/jobs/interrupt   {"jobId": ..., "notice": true}: its instance is ta
 GET  /_local/faults           the settings in force; POST {"errors": 0.05, ...} replaces them
 POST /_local/starts           {"fail": N, "reason": ..., "statusReason": ...}: the next N starts fail
 POST /_local/quota            {"vcpus": N} or {}: of the account
+POST /_local/lag              {"seconds": N}: so late is what Batch says of containers, for later jobs; {}:
+                              each job has a lag of its own, of up to two seconds
 POST /_local/speed            {"times": 60}: Batch's time-outs and limits pass so many times faster
 POST /_local/login            {"expired": true}: of everybody but jobs
 POST /_local/credentials      {"seconds": N}: how long a job's next credentials last
@@ -45,6 +47,8 @@ class Control:
             'POST starts': lambda given: setattr(batch, 'failing', int(given['fail']) * [(
                 given.get('reason', reason), given.get('statusReason', 'Task failed to start'))]),
             'POST quota': lambda given: setattr(batch, 'quota', float(given.get('vcpus', 'inf'))),
+            'POST lag': lambda given: setattr(
+                batch, 'lag', float(given['seconds']) if 'seconds' in given else None),
             'POST speed': lambda given: setattr(batch, 'speed', float(given['times'])),
             'POST login': lambda given: setattr(iam, 'login_expired', bool(given['expired'])),
             'POST credentials': lambda given: setattr(iam, 'lifetime', float(given['seconds'])),

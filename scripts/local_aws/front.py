@@ -40,7 +40,7 @@ class Aws:
         self.iam = Iam()
         self.images = Images(folder)
         self.sqs = Sqs(self.faults)
-        self.scheduler = Scheduler(self.iam, endpoint, self.images)
+        self.scheduler = Scheduler(self.iam, endpoint, self.images, self.faults.random)
         self.endpoint = endpoint
         self.counts, self.counts_lock = {}, threading.Lock()
         self.control = Control(self)

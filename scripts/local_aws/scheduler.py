@@ -9,7 +9,8 @@
 - An attempt that runs past its time-out gets SIGTERM, 30 s later SIGKILL, and is not retried, whatever its
   exit code and the rules say ("Job timeouts"). A job that was told to stop FAILED, whatever its exit code.
 - Where memory is used up, the kernel ends the largest process, and the container if that was its first.
-- An instance that is taken away takes all its jobs with it. They have no exit code."""
+- An instance that is taken away takes all its jobs with it. They have no exit code.
+- All of this goes by what is true; users hear of it later (see `batch`)."""
 import os
 import subprocess
 import threading
@@ -26,26 +27,33 @@ NOTICE_SECONDS = 120               # between the notice of a Spot interruption a
 # Outlives the server by a moment, and ends the jobs whose folders are still there.
 GUARDIAN = 'cat; for p in "$0"/job-*/.cgroup/cgroup.procs; do [ ! -e "$p" ] || kill -9 -"$(cat "$p")"; done'
 TICK = 0.2                         # seconds between two looks at the running jobs
+LAG_SECONDS = 2                    # at most, by which Batch is late; how much it is on AWS, nobody here knows
 
 
 class Scheduler(threading.Thread):
     """Starts jobs while their compute environment has room, and watches those that run."""
 
-    def __init__(self, iam, endpoint, images):
+    def __init__(self, iam, endpoint, images, random):
         super().__init__(daemon=True, name='scheduler')
-        self.iam, self.endpoint, self.images = iam, endpoint, images
+        self.iam, self.endpoint, self.images, self.random = iam, endpoint, images, random
         self.lock = threading.Condition()        # notified when there may be something to do
         self.jobs = {}                           # by id, in the order of submission; children included
         self.open = {}                           # those that have not ended
         self.fleets = {}                         # by the ARN of the compute environment
         self.quota = float('inf')                # vCPUs of the account
         self.speed = 1.0                         # time-outs and limits pass so many times faster
+        lag = os.environ.get('RIOS_AWSBATCH_LOCAL_LAG')
+        self.lag = float(lag) if lag else None   # seconds by which Batch is late; None: each job has its own
         self.failing = []                        # reasons for which the next containers will not start
         self.guardian = subprocess.Popen(['sh', '-c', GUARDIAN, images.folder], stdin=subprocess.PIPE,
                                          start_new_session=True)
         self.start_delay = float(os.environ.get('RIOS_AWSBATCH_LOCAL_START_MS') or 0) / 1000
 
     # ---- what users and tests ask
+
+    def draw_lag(self):
+        """Seconds by which Batch will be late for a job."""
+        return self.random.uniform(0, LAG_SECONDS) if self.lag is None else self.lag
 
     def add(self, job):
         """A job has been submitted."""
@@ -121,7 +129,9 @@ class Scheduler(threading.Thread):
                     job.fleet, job.instance, job.blocked = fleet, instance, None
                     self._start(job)
                     return True
-        job.reason, kind = why, why and why.partition(' ')[0]
+        kind = why and why.partition(' ')[0]
+        if why != job.reason:
+            job.move('RUNNABLE', why)
         if job.blocked is None or job.blocked[0] != kind:
             job.blocked = (kind, time.monotonic())
         for limit in job.queue.limits if kind else ():
@@ -143,8 +153,8 @@ class Scheduler(threading.Thread):
             job.container.update({'reason': error.reason} if error.reason else {})
             self._attempt_over(job, None, error.status_reason)
             return
-        job.started = millis()
-        job.move('RUNNING')
+        job.started, job.task.started = millis(), time.monotonic()
+        job.move('RUNNING', late=True)
 
     def _watch(self):
         tasks = [job.task for job in self.open.values() if job.task]
@@ -179,21 +189,21 @@ class Scheduler(threading.Thread):
             'container': {**job.container, 'networkInterfaces': []}, 'statusReason': reason,
             'startedAt': job.started, 'stoppedAt': millis()}))
         if code == 0 and not was_stopped:
-            self._end(job, 'SUCCEEDED', reason)
+            self._end(job, 'SUCCEEDED', reason, late=True)
         elif job.may_retry(reason):
             job.started = None
-            job.move('RUNNABLE', reason)
+            job.move('RUNNABLE', reason, late=True)
         else:
-            self._end(job, 'FAILED', reason)
+            self._end(job, 'FAILED', reason, late=True)
 
-    def _end(self, job, status, reason):
-        job.move(status, reason)
+    def _end(self, job, status, reason, late=False):
+        job.move(status, reason, late)
         self.open.pop(job.id, None)
         parent = job.parent
         if parent and all(child.status in ENDED for child in parent.children):
             good = all(child.status == 'SUCCEEDED' for child in parent.children)
             parent.move('SUCCEEDED' if good else 'FAILED', None if good else
-                        parent.stop_reason or 'Array Child Job failed')
+                        parent.stop_reason or 'Array Child Job failed', late=True)
             self.open.pop(parent.id, None)
 
     def close(self):
