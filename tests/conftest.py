@@ -326,6 +326,21 @@ def write_main(folder, text):
     return script
 
 
+def run_main(folder, env, text):
+    """Start a main script with the quick settings whose log is on its standard error."""
+    logged = 'import logging\nlogging.basicConfig(level=logging.INFO)\n'
+    script = write_main(folder, logged + textwrap.dedent(text))
+    return subprocess.Popen([sys.executable, str(script)], env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def finish(process):
+    """Wait for a main script that must succeed: (standard output, standard error)."""
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out, err
+
+
 RUNS_LONG = '''
     def slow(x):
         time.sleep(1)

@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -22,8 +21,8 @@ import pytest
 
 import rios_awsbatch
 from tests.conftest import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, job_definition, jobs_of, local_aws,
-    pids, square, wait_until, write_main)
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, finish, job_definition, jobs_of,
+    local_aws, pids, run_main, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -34,21 +33,6 @@ def aws(tmp_path_factory):
     with another_aws(tmp_path_factory.mktemp('aws')) as env:
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
         yield stack.env
-
-
-def run_main(folder, env, text):
-    """Start a main script with the quick settings whose log is on its standard error."""
-    logged = 'import logging\nlogging.basicConfig(level=logging.INFO)\n'
-    script = write_main(folder, logged + textwrap.dedent(text))
-    return subprocess.Popen([sys.executable, str(script)], env=env, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
-
-
-def finish(process):
-    """Wait for a main script that must succeed: (standard output, standard error)."""
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    return out, err
 
 
 def kill(run, number=signal.SIGKILL, most=100):
