@@ -1,21 +1,33 @@
 """
-What is for test_rios_awsbatch.py and for tests/: the stack that all share, and which test process gets what.
+What is for test_rios_awsbatch.py as well as for tests/: the stack that all share, which test process gets what, and the
+one fixture of both. Those of tests/ alone are in its conftest.py; what tests import is in tests/helpers.py.
 """
 import functools
 import json
 import os
+import pathlib
 import tempfile
 
 import pytest
 import xdist.scheduler
 
 import rios_awsbatch
-from tests.conftest import ROOT, Stack, shared       # noqa: F401  a fixture
+
+pytest.register_assert_rewrite('tests.helpers')
+
+from tests.helpers import ROOT, Stack       # noqa: E402
 
 # What tests of a module share, by the name that they ask for it with.
 SHARED = {
     'test_rios_awsbatch': 'kept', 'test_like_a_process_pool': 'executor', 'test_ordinary_python': 'executor',
     'test_pool': 'aws', 'test_aws_facts': 'aws', 'test_report': 'folder', 'test_s3': 'scientist', 'test_rios': 'source'}
+
+
+@pytest.fixture
+def shared():
+    """A fresh folder that the main script and jobs see alike, as on a network file system. See scripts/local.sh."""
+    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
+        yield pathlib.Path(folder)
 
 
 def pytest_configure(config):

@@ -1,5 +1,8 @@
 """
-The promises of the README about the executor, checked by making things happen. The other tests are in tests/.
+The promises of the README about the executor, checked by making things happen: the tests to read first.
+
+The others are by subject in tests/: how like a process pool it is (test_like_a_process_pool.py, test_ordinary_python.py),
+workers that are lost or do not come (test_pool.py, test_batch_is_late.py), faults of AWS, cancelling, RIOS, large images.
 """
 import contextlib
 import functools
@@ -22,7 +25,7 @@ import pytest
 
 import rios_awsbatch
 from rios_awsbatch import Message
-from tests.conftest import (
+from tests.helpers import (
     PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, job_definition, channel_of,
     left_of, main_script, output_of)
 
@@ -307,14 +310,22 @@ def test_nothing_of_a_run_stays_behind(tmp_path, ending, status, said):
     wait_until(lambda: not left_of(run))
 
 
-def test_lease_that_is_being_renewed_at_the_end_is_deleted_too():
-    with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        renewing = threading.Event()
+def test_lease_that_is_being_renewed_at_the_end_is_deleted_too(monkeypatch):
+    make_client, renewals, renewing = rios_awsbatch.make_client, [], threading.Event()
 
-        def slowly(**kwargs):
+    def slowly(**kwargs):
+        renewals.append(kwargs)
+        if len(renewals) > 1:
             renewing.set()
             time.sleep(2)
-        executor._run.channel.s3.meta.events.register('before-send.s3.PutObject', slowly)
+
+    def made(service, *args, **kwargs):
+        client = make_client(service, *args, **kwargs)
+        if service == 's3':
+            client.meta.events.register('before-send.s3.PutObject', slowly)
+        return client
+    monkeypatch.setattr(rios_awsbatch, 'make_client', made)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
         assert renewing.wait(60)
     time.sleep(3)
     assert_nothing_left(executor.run)

@@ -1,7 +1,8 @@
 """
 What real AWS does, and the local AWS too: where the code and it share a belief, no other test can tell.
 
-Small job definitions of shell and Python commands, on a local AWS of these tests' own.
+Small job definitions of shell and Python commands, on a local AWS of these tests' own. What workers make of it is in
+test_pool.py, test_batch_is_late.py and test_faults.py; how the local AWS starts and ends in test_local_aws.py.
 """
 import contextlib
 import json
@@ -17,7 +18,7 @@ import time
 import botocore.exceptions
 import pytest
 
-from tests.conftest import REGION, ROOT, another_aws, client, local_aws, wait_until
+from tests.helpers import REGION, ROOT, another_aws, client, local_aws, wait_until
 
 ENDED = ('SUCCEEDED', 'FAILED')
 TRUST = json.dumps({'Version': '2012-10-17', 'Statement': [

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, Stack, another_aws, finish, local_aws, run_main, wait_until
+from tests.helpers import ROOT, Stack, another_aws, finish, local_aws, run_main, wait_until
 
 # Long enough for a worker to come up on a busy machine.
 START_SECONDS = 15

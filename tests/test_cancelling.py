@@ -5,10 +5,17 @@ That cancel() and shutdown(cancel_futures=True) do what they do in a process poo
 short in test_rios_awsbatch.py; that callbacks may cancel in test_ordinary_python.py.
 """
 import contextlib
+import os
+import sys
 import time
 
+import cloudpickle
+import pytest
+
 import rios_awsbatch
-from tests.conftest import PATIENCE, client, wait_until
+from tests.helpers import PATIENCE, assert_nothing_left, bucket, client, square, wait_until
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def messages(run):
@@ -48,3 +55,57 @@ def test_cancelled_tail_is_not_computed_and_wanted_calls_keep_their_place(shared
     order = [x for x in begun() if x not in cancelled]
     late = [abs(place - x % 50) for place, x in enumerate(order)]
     assert len(order) == 20 and max(late) < 6, order
+
+
+@pytest.mark.slow
+def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
+    """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
+    monkeypatch.setattr(rios_awsbatch, 'MAX_RECEIVES', 3)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        long = executor.submit(square, 1, 20)
+        executor.wait_for_workers(1, PATIENCE)
+        wanted = executor.submit(square, 3)
+        for _ in range(6):
+            others = [executor.submit(square, x) for x in range(4)]
+            wait_until(lambda: messages(executor.run) == 6)
+            for future in others:
+                assert future.cancel()
+            wait_until(lambda: messages(executor.run) == 2)
+        assert long.result(PATIENCE) == 1
+        assert wanted.result(PATIENCE) == 9
+
+
+def marks(x, seconds):
+    """Computes, and leaves a mark in the run's folder that it did."""
+    import boto3
+    boto3.client('s3', os.environ['RIOSRegion']).put_object(
+        Bucket=os.environ['RIOSBucket'], Key='runs/{}/mark-{}'.format(os.environ['RIOSRun'], x))
+    time.sleep(seconds)
+    return x
+
+
+def marked(run):
+    prefix = 'runs/{}/mark-'.format(run)
+    return client('s3').list_objects_v2(Bucket=bucket(), Prefix=prefix)['KeyCount']
+
+
+@pytest.mark.parametrize('how', ['break', 'cancel', 'close'])
+def test_worker_does_not_begin_what_nobody_waits_for(how):
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        if how == 'break':
+            for _ in executor.map(marks, range(100), [0.3] * 100):
+                break
+        elif how == 'close':
+            results = executor.map(marks, range(100), [0.3] * 100)
+            next(results)
+            results.close()
+        else:
+            futures = [executor.submit(marks, x, 0.3) for x in range(100)]
+            futures[0].result(PATIENCE)
+            for future in futures[1:]:
+                future.cancel()
+        assert executor.submit(square, 3).result(PATIENCE) == 9
+        assert [executor.submit(square, x, 0.3).result(PATIENCE) for x in range(4)] == [0, 1, 4, 9]
+        assert marked(executor.run) < 50
+    assert_nothing_left(executor.run)

@@ -1,5 +1,7 @@
 """
 The examples do what they say, on AWS Batch, and are small enough to be copied.
+
+That the way of large images holds, with all its options, is in test_s3.py.
 """
 import os
 import re
@@ -13,15 +15,11 @@ import numpy
 import pytest
 from osgeo import gdal
 
-from tests.conftest import PATIENCE, ROOT, assert_nothing_left, wait_until
+from tests.helpers import EXAMPLES, PATIENCE, ROOT, SCENE, assert_nothing_left, wait_until
+
+import blocks       # one of the examples
 
 gdal.UseExceptions()
-
-EXAMPLES = ROOT / 'examples'
-SCENE = EXAMPLES / 'data' / 'landsat7_olinda.tif'
-sys.path.insert(0, str(EXAMPLES))
-
-import blocks  # noqa: E402 (one of the examples)
 
 
 def run(script, *args):

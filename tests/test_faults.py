@@ -1,12 +1,14 @@
 """
-What goes wrong on AWS changes no result.
+Requests of AWS that fail, and messages that come twice, late and in any order, change no result.
+
+Workers that are lost, logins that expire: test_pool.py. For hours, and with kills besides: scripts/dev/chaos.py.
 """
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
+from tests.helpers import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
 
 
 FAULTS = {'errors': 0.05, 'duplicate': 0.1, 'late': 0.1, 'reorder': 1, 'seed': 2}

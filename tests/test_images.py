@@ -1,5 +1,7 @@
 """
 The promises of build.sh and submit.sh: an image for the workers, and a main script that is a job itself.
+
+The other scripts are in test_scripts.py, what the jobs may do in test_permissions.py.
 """
 import concurrent.futures
 import pathlib
@@ -9,7 +11,7 @@ import sys
 import pytest
 
 import rios_awsbatch
-from tests.conftest import (
+from tests.helpers import (
     ROOT, another_aws, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
 
 

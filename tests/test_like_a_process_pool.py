@@ -3,7 +3,8 @@ The same script gives the same results, order and exceptions as with concurrent.
 
 Each case is a piece of a script, run with a process pool of this machine and with AWS Batch; what it gives is
 compared by `told`. Most share one executor of two workers, which must be as good as new after each case.
-What a process pool cannot do, or does worse, is at the end, with the reason.
+What a process pool cannot do, or does worse, is at the end, with the reason. What needs no process pool to compare
+with is in test_ordinary_python.py.
 """
 import asyncio
 import collections
@@ -38,7 +39,7 @@ import numpy
 import pytest
 
 from rios_awsbatch import AWSBatchException, AWSBatchExecutor
-from tests.conftest import assert_nothing_left, left_of, main_script, output_of, wait_until
+from tests.helpers import assert_nothing_left, left_of, main_script, output_of, wait_until
 
 # As a user's script: what it defines travels, since workers cannot import it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

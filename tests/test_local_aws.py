@@ -1,5 +1,7 @@
 """
 The promises of local.sh.
+
+That its AWS does what AWS does is in test_aws_facts.py.
 """
 import os
 import re
@@ -11,7 +13,7 @@ import textwrap
 
 import pytest
 
-from tests.conftest import (
+from tests.helpers import (
     ROOT, PATIENCE, wait_until, copy_of_the_tree, write_main, RUNS_LONG, processes_with, Local)
 
 
@@ -54,8 +56,8 @@ def test_local_ends_its_command_and_all_else_on_a_signal(number, tmp_path):
     starter.write_text(textwrap.dedent('''
         import os, sys
         sys.path.insert(0, {!r})
-        from tests import conftest
-        stack = conftest.Stack().create().push('BatchECR', conftest.ROOT / 'worker.py')
+        from tests import helpers
+        stack = helpers.Stack().create().push('BatchECR', helpers.ROOT / 'worker.py')
         print(os.environ['AWS_ENDPOINT_URL'], flush=True)
         os.execve(sys.executable, [sys.executable, sys.argv[1], sys.argv[2]], stack.env)
         ''').format(str(ROOT)))

@@ -1,7 +1,7 @@
 """
 Ordinary Python makes no result wrong, nothing hang, loses no call, and has no computer paid for nothing.
 
-What a process pool can show as well is in test_like_a_process_pool.py.
+What a process pool can show as well is in test_like_a_process_pool.py, what cancelling saves in test_cancelling.py.
 """
 import contextlib
 import gc
@@ -21,7 +21,7 @@ import numpy
 import pytest
 
 import rios_awsbatch
-from tests.conftest import (
+from tests.helpers import (
     PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
     output_of, pids, Stack, wait_until, write_main)
 
@@ -630,42 +630,6 @@ def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, 
 # ---------------------------------------------------------------------------------------------
 # Nothing is computed, and nobody paid, for nothing
 # ---------------------------------------------------------------------------------------------
-
-def marks(x, seconds):
-    """Computes, and leaves a mark in the run's folder that it did."""
-    import boto3
-    boto3.client('s3', os.environ['RIOSRegion']).put_object(
-        Bucket=os.environ['RIOSBucket'], Key='runs/{}/mark-{}'.format(os.environ['RIOSRun'], x))
-    time.sleep(seconds)
-    return x
-
-
-def marked(run):
-    prefix = 'runs/{}/mark-'.format(run)
-    return client('s3').list_objects_v2(Bucket=bucket(), Prefix=prefix)['KeyCount']
-
-
-@pytest.mark.parametrize('how', ['break', 'cancel', 'close'])
-def test_worker_does_not_begin_what_nobody_waits_for(how):
-    with rios_awsbatch.AWSBatchExecutor(2) as executor:
-        executor.wait_for_workers(2, PATIENT)
-        if how == 'break':
-            for _ in executor.map(marks, range(100), [0.3] * 100):
-                break
-        elif how == 'close':
-            results = executor.map(marks, range(100), [0.3] * 100)
-            next(results)
-            results.close()
-        else:
-            futures = [executor.submit(marks, x, 0.3) for x in range(100)]
-            futures[0].result(PATIENT)
-            for future in futures[1:]:
-                future.cancel()
-        assert executor.submit(square, 3).result(PATIENT) == 9
-        assert [executor.submit(square, x, 0.3).result(PATIENT) for x in range(4)] == [0, 1, 4, 9]
-        assert marked(executor.run) < 50
-    assert_nothing_left(executor.run)
-
 
 def leaves_a_thread():
     threading.Thread(target=time.sleep, args=(900,)).start()

@@ -1,5 +1,7 @@
 """
 The policies of the stack suffice for what a run does, and for no more.
+
+All else about batch.yaml is in test_template.py.
 """
 import inspect
 import json
@@ -11,8 +13,9 @@ import textwrap
 import pytest
 
 import rios_awsbatch
-from tests.conftest import (
-    load_template, ROOT, SCRIPTS, REGION, PATIENCE, local_aws, run, succeeds, Stack, write_main, another_aws)
+from tests.helpers import (
+    PATIENCE, REGION, ROOT, SCRIPTS, Stack, another_aws, load_template, local_aws, run, succeeds, user_with_main_policy,
+    write_main)
 
 
 ALLOWED = '''
@@ -53,16 +56,6 @@ ALLOWED = '''
         log = str(executor.submit(lambda: os.kill(os.getppid(), signal.SIGKILL)).exception())
     print(json.dumps({'main': who(), 'worker': worker, 'log': log}), flush=True)
 '''
-
-
-def user_with_main_policy(stack):
-    """The environment of a user to whom just the policy for main scripts is attached; and the user's ARN."""
-    iam, name = stack.client('iam'), 'scientist-' + stack.name
-    arn = iam.create_user(UserName=name)['User']['Arn']
-    iam.attach_user_policy(UserName=name, PolicyArn=stack.outputs()['BatchMainPolicyArn'])
-    key = iam.create_access_key(UserName=name)['AccessKey']
-    return dict(stack.env, AWS_ACCESS_KEY_ID=key['AccessKeyId'],
-                AWS_SECRET_ACCESS_KEY=key['SecretAccessKey']), arn
 
 
 def denials(stack, env):

@@ -2,7 +2,9 @@
 AWSBatchExecutor(n) means n workers for as long as calls are outstanding, and what AWS does to them is an
 event, not the end of the run.
 
-Tests that change the whole local AWS (its clock, its quota, the login) have one of their own.
+Tests that change the whole local AWS (its clock, its quota, the login) have one of their own. What Batch says too late is
+in test_batch_is_late.py, requests and messages that go wrong in test_faults.py, blocks that kill their process and other
+promises of the README in test_rios_awsbatch.py.
 """
 import contextlib
 import json
@@ -20,8 +22,8 @@ import cloudpickle
 import pytest
 
 import rios_awsbatch
-from tests.conftest import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, finish, job_definition, jobs_of,
+from tests.helpers import (
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, finish, job_definition, jobs_of,
     local_aws, pids, run_main, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -132,31 +134,6 @@ def test_last_call_has_more_workers_the_more_of_them_were_killed():
         wait_until(lambda: executor.stats()['workers_up'] == 4 and executor.stats()['lost'] == 4)
         assert future.result(PATIENCE) == 9
         assert executor.stats()['replaced'] == 4
-
-
-def calls_in_queue(channel, state='', name='ApproximateNumberOfMessages'):
-    """How many calls wait in the queue, or are in hands, as SQS counts them."""
-    return int(channel.sqs.get_queue_attributes(
-        QueueUrl=channel.in_queue, AttributeNames=[name + state])['Attributes'][name + state])
-
-
-@pytest.mark.slow
-def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
-    """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
-    monkeypatch.setattr(rios_awsbatch, 'MAX_RECEIVES', 3)
-    with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        long, channel = executor.submit(square, 1, 20), channel_of(executor)
-        executor.wait_for_workers(1, PATIENCE)
-        wait_until(lambda: calls_in_queue(channel, 'NotVisible') == 1)
-        wanted = executor.submit(square, 3)
-        for _ in range(6):
-            others = [executor.submit(square, x) for x in range(4)]
-            wait_until(lambda: calls_in_queue(channel) == 5)
-            for future in others:
-                assert future.cancel()
-            wait_until(lambda: calls_in_queue(channel) == 1)
-        assert long.result(PATIENCE) == 1
-        assert wanted.result(PATIENCE) == 9
 
 
 def test_idle_workers_come_back_when_there_are_calls_for_them():

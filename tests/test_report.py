@@ -1,6 +1,7 @@
 """
-The report of a run, and what scripts/timeline.py makes of it. Runs inside scripts/local.sh, as
-test_rios_awsbatch.py.
+The report of a run, and what scripts/timeline.py makes of it.
+
+What a run says in its lease and its log is in test_pool.py.
 """
 import json
 import os
@@ -14,7 +15,7 @@ import time
 import pytest
 
 import rios_awsbatch
-from tests.conftest import ROOT, client, main_script, output_of, pids
+from tests.helpers import ROOT, client, main_script, output_of, pids
 
 AT_WORKER = ['received', 'downloaded', 'started', 'computed', 'uploaded']
 BLOCK_TIMES = ['queued', 'sent', *AT_WORKER, 'arrived', 'collected']

@@ -1,5 +1,7 @@
 """
-The data stays on S3: workers read and write there themselves.
+The data stays on S3: workers read and write there themselves, by examples/mosaic_s3.py and by RIOS.
+
+The other examples are in test_examples.py, which buckets a stack may use in test_permissions.py.
 
 RIOS_AWSBATCH_TEST_SCENES=38 makes the mosaic of 38 x 38 scenes, which is 1 GB, instead of a small one.
 """
@@ -19,12 +21,11 @@ from osgeo import gdal
 from osgeo_utils.samples import validate_cloud_optimized_geotiff
 
 import rios_awsbatch
-from tests.conftest import PATIENCE, ROOT, Stack, another_aws, local_aws, wait_until, write_main
-from tests.test_examples import EXAMPLES, SCENE
-from tests.test_permissions import user_with_main_policy
-from tests.test_rios import every
+from tests.helpers import (
+    EXAMPLES, PATIENCE, ROOT, SCENE, Stack, another_aws, local_aws, user_with_main_policy, wait_until, write_main)
+from tests.rios_sources import every
 
-import mosaic_s3    # an example: test_examples has put their folder on the path
+import mosaic_s3    # one of the examples
 
 gdal.UseExceptions()
 SCENES = int(os.environ.get('RIOS_AWSBATCH_TEST_SCENES', 3))

@@ -1,6 +1,8 @@
 """
 The promises of create.sh, modify.sh, delete.sh and status.sh, and of every script to a new user.
 
+build.sh and submit.sh are in test_images.py, local.sh in test_local_aws.py, timeline.py in test_report.py.
+
 Only what is not on this machine has a stand-in, on the PATH or behind AWS_ENDPOINT_URL: Docker, and an AWS
 that refuses.
 """
@@ -24,7 +26,7 @@ import urllib.request
 
 import pytest
 
-from tests.conftest import (
+from tests.helpers import (
     OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run,
     succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main)
 

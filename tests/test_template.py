@@ -1,5 +1,7 @@
 """
 The promises of batch.yaml.
+
+That its policies suffice is in test_permissions.py, that it can be changed and deleted in test_scripts.py.
 """
 import email
 import os
@@ -12,7 +14,7 @@ import sys
 import boto3
 import pytest
 
-from tests.conftest import OUTPUTS, PATIENCE, ROOT, Stack, load_template
+from tests.helpers import OUTPUTS, PATIENCE, ROOT, Stack, load_template
 
 
 def test_template_is_valid_in_every_region_that_has_batch():

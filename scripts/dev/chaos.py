@@ -24,7 +24,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.conftest import QUICK, left_of, local_aws, pids, write_main      # noqa: E402
+from tests.helpers import QUICK, left_of, local_aws, pids, write_main      # noqa: E402
 
 FAULTS = {'errors': 0.03, 'duplicate': 0.05, 'late': 0.05, 'reorder': 1}
 LATENCY_MS = 20
