@@ -1621,8 +1621,7 @@ class _Run:
         for thread in self.writers + others:
             thread.start()
         _runs.add(self)
-        log.info('Run %s: %d worker%s asked for, in stack %s', self.id, self.workers, 's' * (self.workers > 1),
-                 STACK_NAME)
+        log.info('Run %s: %d workers asked for, in stack %s', self.id, self.workers, STACK_NAME)
 
     def _settings(self, initializer):
         channel = self.channel

@@ -23,7 +23,7 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, finish, job_definition, jobs_of,
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, finish, job_definition, jobs_of,
     local_aws, pids, run_main, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
