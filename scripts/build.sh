@@ -12,7 +12,7 @@
 #                      that is pushed is of the kind that the stack's computers run; where this computer is of the
 #                      other kind, Docker needs QEMU (docker run --privileged --rm tonistiigi/binfmt --install all)
 #   --stackname NAME   the stack (RIOS_AWSBATCH_STACK, or RIOS)
-#   --region NAME      its region (RIOS_AWSBATCH_REGION, or ap-southeast-2)
+#   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --help             this text
 #
 # From the environment:

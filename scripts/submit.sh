@@ -10,7 +10,7 @@
 #                      and exit with the main script's exit status
 #   --name NAME        the job's name; default: the stack's name and the time
 #   --stackname NAME   the stack (RIOS_AWSBATCH_STACK, or RIOS)
-#   --region NAME      its region (RIOS_AWSBATCH_REGION, or ap-southeast-2)
+#   --region NAME      its region (RIOS_AWSBATCH_REGION, AWS_REGION, AWS_DEFAULT_REGION, or ap-southeast-2)
 #   --help             this text
 
 set -euo pipefail

@@ -774,7 +774,7 @@ def stack_template_of_rios_14():
 
 
 @pytest.mark.skipif(not stack_template_of_rios_14(), reason='needs RIOS 1.4 in RIOS_SRC')
-def test_stack_of_rios_14_goes_as_the_readme_says(tmp_path):
+def test_stack_of_rios_14_goes_as_the_docs_say(tmp_path):
     with another_aws(tmp_path) as env:
         # moto wants ARNs of roles, and a retry strategy.
         text = stack_template_of_rios_14().read_text()
@@ -791,7 +791,7 @@ def test_stack_of_rios_14_goes_as_the_readme_says(tmp_path):
             refuses(old.run(script), "stack 'RIOS' .* was made by RIOS 1.4, so it is left alone. README.md")
         refuses(run('create.sh', '--stackname', 'mine', env=old.env),
                 'perhaps that of RIOS 1.4, has the service name')
-        commands = re.search('^    for name in riosecr .*?\n\n', (ROOT / 'README.md').read_text(), re.M | re.S)
+        commands = re.search('^    for name in riosecr .*?\n\n', (ROOT / 'docs' / 'rios.md').read_text(), re.M | re.S)
         done = subprocess.run(['bash', '-euc', commands.group()], text=True,
                               env=dict(old.env, AWS_DEFAULT_REGION=REGION), capture_output=True,
                               timeout=PATIENCE)
