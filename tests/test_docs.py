@@ -1,10 +1,16 @@
 """
-README and docs: no link leads nowhere, and no option or variable is named that is not there.
+README and docs: no link leads nowhere, no option or variable is named that is not there, and the longer pieces of Python
+do what is said of them. The smallest script, which the README has too, is in test_examples.py.
 """
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
+import numpy
 import pytest
+from osgeo import gdal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'examples' / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -55,3 +61,58 @@ def test_no_sentence_is_said_twice():
             if len(sentence) > 60:
                 assert sentence not in seen, (page.name, seen[sentence], sentence)
                 seen[sentence] = page.name
+
+
+# ---------------------------------------------------------------------------------------------
+# Pieces of Python, in a script
+# ---------------------------------------------------------------------------------------------
+
+def code(page, first):
+    """The piece of Python on a page that begins so."""
+    return re.search(r'^```python\n({}.*?)^```'.format(re.escape(first)), (ROOT / page).read_text(), re.M | re.S).group(1)
+
+
+def run(tmp_path, text, *args):
+    """What a script prints that has rios_awsbatch.py and the examples beside it."""
+    (tmp_path / 'main.py').write_text(text)
+    done = subprocess.run(
+        [sys.executable, 'main.py', *map(str, args)], capture_output=True, text=True, timeout=270, cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH='{}:{}'.format(ROOT, ROOT / 'examples')))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_model_and_two_inputs_of_the_readme_reach_the_workers(tmp_path):
+    before = ('import io, math, operator, pathlib, pickle, types\nimport rios_awsbatch\n'
+              'pathlib.Path("model.pkl").write_bytes(pickle.dumps(types.SimpleNamespace(predict=math.sqrt)))\n'
+              'features, blocks_before, blocks_after = operator.sub, [9, 25, 49], [0, 9, 0]\n')
+    told = run(tmp_path, before + code('README.md', 'model = None') + '    print(list(results))\n')
+    assert told == '[3.0, 4.0, 7.0]\n'
+
+
+def test_what_does_not_travel_is_set_by_the_initializer_of_the_docs(tmp_path):
+    before = 'import numpy as np\nfrom osgeo import gdal\nimport rios_awsbatch\n'
+    see = ('    def see():\n        return np.geterr()["divide"], gdal.GetConfigOption("AWS_REQUEST_PAYER")\n'
+           '    print(see(), executor.submit(see).result())\n')
+    told = run(tmp_path, before + code('docs/how-it-works.md', 'def prepare') + see)
+    assert told == "('warn', None) ('raise', 'requester')\n"
+
+
+def test_pieces_of_the_docs_are_kept_when_a_run_is_interrupted(tmp_path):
+    script = (ROOT / 'examples' / 'smallest_gdal.py').read_text()
+    begin, end = script.index('    with rios'), script.index("    output.FlushCache()\n")
+    pieces = code('docs/large-images.md', "    os.makedirs('pieces'").replace('    output.FlushCache()\n', '')
+    script = 'import os\n' + script[:begin] + pieces.replace('np.save', 'save') + script[end:]
+    stop = 'def save(name, pixels):\n    np.save(name, pixels)\n    {}\n\n\nif __name__'
+    scene = ROOT / 'examples' / 'data' / 'landsat7_olinda.tif'
+    with pytest.raises(AssertionError, match='KeyboardInterrupt'):
+        run(tmp_path, script.replace('if __name__', stop.format(
+            "if os.path.exists('pieces/256_0.npy'):\n        raise KeyboardInterrupt")), scene, 'part.tif')
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'pieces').iterdir()}
+    assert sorted(kept) == ['0_0.npy', '256_0.npy']
+    run(tmp_path, script.replace('if __name__', stop.format('pass')), scene, 'whole.tif')
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'pieces').iterdir()}
+    assert len(now) == 4 and kept.items() <= now.items()
+    run(tmp_path, (ROOT / 'examples' / 'smallest_gdal.py').read_text(), scene, 'once.tif')
+    pixels = [gdal.Open(str(tmp_path / name)).ReadAsArray() for name in ('whole.tif', 'once.tif')]
+    assert numpy.array_equal(*pixels)
