@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Shows the whole of it on this machine, without an AWS account: sets up what is missing (setup.sh), creates
-# the stack on a local AWS (local.sh), has 4 workers compute the texture of a satellite image, computes it
-# again in one process and compares every pixel, writes a GeoTIFF and a PNG, and deletes the stack.
+# the stack on a local AWS (local.sh and create.sh), has 4 workers compute the texture of a satellite image,
+# computes it again in one process and compares every pixel, writes a GeoTIFF and a PNG, and deletes the stack
+# (delete.sh).
 #
 # usage: scripts/demo.sh [-o FOLDER] [FILE.tif [OPTION...]]
 #
@@ -40,9 +41,8 @@ main() {
 
     "$ROOT/scripts/setup.sh" demo
     mkdir -p "$folder" || die "cannot make the folder $folder."
-    say "starting an AWS on this machine and creating the stack"
     "$ROOT/scripts/local.sh" bash -euo pipefail -c 'run_image "$@"' demo.sh "$image" "$folder" "$@"
-    say "the stack is deleted, the local AWS has stopped"
+    say "the stack is gone, the local AWS has stopped"
 }
 
 # What happens while the local AWS is up.
@@ -55,6 +55,8 @@ run_image() {
         --preview "$name.png" --check "$@" | tee "$folder/summary.txt"
     requests_per_block "$(sed -n 's/.*: \([0-9]*\) blocks in .*/\1/p' "$folder/summary.txt")" |
         tee -a "$folder/summary.txt"
+    say "deleting the stack"
+    "$ROOT/scripts/delete.sh" --yes --wait >/dev/null
 }
 
 # The local AWS counts what it is asked, by the main script and by the workers.

@@ -8,14 +8,17 @@
 #   scripts/local.sh bash                                 a shell, to look around
 #
 # Starts a moto server on the loopback address whose Batch jobs are processes that run worker.py, creates the
-# stack with scripts/create.sh, puts a stand-in for the worker image into its repository, runs COMMAND, deletes
-# the stack with scripts/delete.sh and stops the server. The exit status is COMMAND's. Credentials and profiles of
-# a real account are hidden from all of it.
+# stack with scripts/create.sh, puts a stand-in for the worker image into its repository, runs COMMAND and stops the
+# server, with which all of that is gone. The exit status is COMMAND's. Credentials and profiles of a real account are
+# hidden from all of it.
+#
+# COMMAND and the jobs have the Python of .venv, which scripts/setup.sh makes. What they import and it lacks:
+# .venv/bin/pip install NAME, or a folder in PYTHONPATH, which is set before this is called.
 #
 # Environment:
 #   RIOS_AWSBATCH_STACK, RIOS_AWSBATCH_REGION   name and region of the stack, as everywhere (RIOS, ap-southeast-2)
 #   PYTHON                                      the Python to use where there is no .venv (python3)
-#   RIOS_AWSBATCH_LOCAL_STACK=no                start the AWS only; create and delete no stack
+#   RIOS_AWSBATCH_LOCAL_STACK=no                start the AWS only; create no stack
 #   RIOS_AWSBATCH_LOCAL_CREATE="--maxjobs 8"    options for scripts/create.sh
 #   RIOS_AWSBATCH_LOCAL_MAIN=FILE               push FILE as the main image too (as build.sh --main does)
 #   RIOS_AWSBATCH_LOCAL_LATENCY_MS=20           delay every AWS request, while COMMAND runs
@@ -54,11 +57,34 @@ urllib.request.urlopen(sys.argv[1], sys.argv[2].encode(), timeout=60)' "$AWS_END
 choose_python() {
     local candidate=$root/.venv/bin/python
     [[ -x $candidate ]] || candidate=${PYTHON:-python3}
-    if ! python=$("$candidate" -c 'import flask, boto3, importlib.util, sys
-importlib.util.find_spec("moto").origin
+    if ! python=$("$candidate" -c 'import importlib.util, sys
+for name in "flask", "boto3", "moto", "awscli":
+    importlib.util.find_spec(name).origin
 print(sys.executable)' 2>/dev/null); then
         echo "local.sh: $candidate has no moto server. Run scripts/setup.sh, or: pip install 'moto[server]' awscli" >&2
         exit 1
+    fi
+}
+
+# ours PROGRAM [ARGUMENT...]: a program of scripts/local_aws. What Python has compiled it may keep, which is beside
+# what setup.sh has installed, and half of the time that a start takes.
+ours() {
+    local program=$root/scripts/local_aws/$1
+    shift
+    exec env -u PYTHONDONTWRITEBYTECODE "$python" "$program" "$@"
+}
+
+# Before anything is started: COMMAND may be a program that is not there.
+check_command() {
+    local name=$1 hint=''
+    if [[ $1 == jupyter ]]; then
+        hint=" Install it: '$root/.venv/bin/pip' install jupyterlab"
+        # `jupyter lab` is a program of its own.
+        [[ ${2:--} == -* ]] || name=jupyter-$2
+    fi
+    if ! type -P "$name" >/dev/null; then
+        echo "local.sh: there is no command '$name', neither in $root/.venv/bin nor on the PATH.$hint" >&2
+        exit 127
     fi
 }
 
@@ -72,23 +98,21 @@ hide_account() {
     export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 }
 
-# Version 1 of the AWS command line overlooks AWS_ENDPOINT_URL for SQS, so it is told again.
-wrap_aws() {
-    local real="\"$python\" -m awscli"
-    "$python" -c 'import awscli' 2>/dev/null || real="\"$(type -P aws)\"" || return 0
+# start_servers [now]: the AWS, and an `aws` that costs less to call (see aws_command.py).
+start_servers() {
+    local tries=0
+    ours . serve "$folder/port" >"$log" 2>&1 &
+    servers+=($!)
+    ours aws_command.py serve "$folder/aws" "$@" &
+    servers+=($!)
     mkdir "$folder/bin"
-    # shellcheck disable=SC2016  # for the wrapper to expand
-    printf '#!/bin/sh\nexec %s --endpoint-url "$AWS_ENDPOINT_URL" "$@"\n' "$real" >"$folder/bin/aws"
+    # shellcheck disable=SC2016  # for the program to expand
+    printf '#!/bin/sh\nexec "%s" -IS "%s" call "%s" "$@"\n' \
+        "$python" "$root/scripts/local_aws/aws_command.py" "$folder/aws" >"$folder/bin/aws"
     chmod +x "$folder/bin/aws"
     PATH=$folder/bin:$PATH
-}
-
-start_server() {
-    "$python" "$root/scripts/local_aws" serve "$folder/port" >"$log" 2>&1 &
-    server=$!
-    local tries=0
-    until [[ -s $folder/port ]]; do
-        if ! kill -0 "$server" 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
+    until [[ -s $folder/port && -S $folder/aws ]]; do
+        if ! kill -0 "${servers[@]}" 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
             echo "local.sh: the local AWS does not start: $(tail -n 1 "$log")" >&2
             exit 1
         fi
@@ -104,19 +128,19 @@ start_server() {
 
 create_stack() {
     local options=()
+    echo "local.sh: an AWS is up on this machine, making the stack; Python is $python" >&2
     read -r -a options <<<"${RIOS_AWSBATCH_LOCAL_CREATE:-}"
-    has_stack=yes
     if ! "$root/scripts/create.sh" --wait "${options[@]}" >"$folder/create" 2>&1; then
         cat "$folder/create" >&2
         exit 1
     fi
-    "$python" "$root/scripts/local_aws" push BatchECR "$root/worker.py"
+    (ours . push BatchECR "$root/worker.py")
     if [[ -n ${RIOS_AWSBATCH_LOCAL_MAIN:-} ]]; then
-        "$python" "$root/scripts/local_aws" push BatchECRMain "$RIOS_AWSBATCH_LOCAL_MAIN"
+        (ours . push BatchECRMain "$RIOS_AWSBATCH_LOCAL_MAIN")
     fi
 }
 
-# The delays, faults and policies hold while COMMAND runs, not while the stack is made and deleted.
+# The delays, faults and policies hold while COMMAND runs, not while the stack is made.
 set_conditions() {
     local item faults='' iam=true
     local -a items=()
@@ -165,17 +189,9 @@ clean_up() {
     trap '' INT TERM HUP
     trap - EXIT
     set +e
-    if [[ -n $server ]] && kill -0 "$server" 2>/dev/null; then
-        if [[ -n $has_stack ]]; then
-            control conditions '{}'
-            if ! "$root/scripts/delete.sh" --yes --wait >"$folder/delete" 2>&1; then
-                cat "$folder/delete" >&2
-                [[ $status -ne 0 ]] || status=1
-            fi
-        fi
-        kill -TERM "$server"
-        wait "$server"
-    fi
+    # Jobs end with the server; a Ctrl-C is not for what answers `aws`.
+    kill "${servers[@]}" 2>/dev/null
+    wait "${servers[@]}"
     rm -rf "$folder"
     exit "$status"
 }
@@ -187,24 +203,22 @@ case ${1:-} in
         exit 0 ;;
 esac
 
-server='' command='' has_stack='' status=0
+servers=() command='' status=0 stack=yes
+[[ ${RIOS_AWSBATCH_LOCAL_STACK:-yes} != @(0|no) ]] || stack=''
 export RIOS_AWSBATCH_STACK=${RIOS_AWSBATCH_STACK:-RIOS}
 export RIOS_AWSBATCH_REGION=${RIOS_AWSBATCH_REGION:-${AWS_REGION:-${AWS_DEFAULT_REGION:-ap-southeast-2}}}
 choose_python
 PATH=$root/.venv/bin:$PATH
+check_command "$@"
 folder=$(mktemp -d)
 log=${RIOS_AWSBATCH_LOCAL_LOG:-$folder/log}
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 hide_account
-wrap_aws
 exec 3<&0
-start_server
-case ${RIOS_AWSBATCH_LOCAL_STACK:-yes} in
-    no | 0) ;;
-    *) create_stack ;;
-esac
+start_servers ${stack:+now}
+[[ -z $stack ]] || create_stack
 set_conditions
 run_command "$@"
 exit "$status"

@@ -4,6 +4,7 @@ The promises of local.sh.
 That its AWS does what AWS does is in test_aws_facts.py.
 """
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ import textwrap
 import pytest
 
 from tests.helpers import (
-    ROOT, PATIENCE, wait_until, copy_of_the_tree, write_main, RUNS_LONG, processes_with, Local)
+    ROOT, PATIENCE, wait_until, copy_of_the_tree, write_main, RUNS_LONG, processes_with, Local, refuses, succeeds)
 
 
 @pytest.mark.parametrize('command, status', [(['sh', '-c', 'exit 7'], 7), (['sh', '-c', 'kill -9 $$'], 137)])
@@ -27,25 +28,105 @@ def test_local_has_the_status_of_its_command_and_leaves_nothing(command, status,
     local.assert_nothing_left()
 
 
+def clone(folder, tools):
+    """
+    A clone as scripts/setup.sh leaves it, in a folder whose name has a space; in `tools` all commands of the system
+    but `aws`.
+    """
+    tree = copy_of_the_tree(folder / 'my clone')
+    python = tree / '.venv' / 'bin' / 'python'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', '--system-site-packages', tree / '.venv'], check=True)
+    packages, = tree.glob('.venv/lib/python3*/site-packages')
+    (packages / 'ours.pth').write_text('\n'.join(path for path in sys.path if path.endswith('-packages')))
+    # As pip installs it.
+    (python.parent / 'aws').write_text('#!{}\nimport awscli\n'.format(python))
+    (python.parent / 'aws').chmod(0o755)
+    tools.mkdir()
+    for place in ('/usr/bin', '/bin'):
+        for path in pathlib.Path(place).iterdir():
+            if path.name != 'aws' and not (tools / path.name).exists():
+                (tools / path.name).symlink_to(path)
+    return tree
+
+
 @pytest.mark.slow
 def test_local_runs_a_main_script_in_a_folder_with_spaces(tmp_path):
-    """A clone in such a folder: stack created, run, stack deleted, the script's own status."""
-    tree = copy_of_the_tree(tmp_path / 'a folder')
+    """It says what it does; the stack is create.sh's; the script's own status; nothing is left."""
+    tree = clone(tmp_path, tmp_path / 'tools')
     script = tree / 'main script.py'
     script.write_text(textwrap.dedent('''
         import os, sys
         import rios_awsbatch
+        import my_module
         with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            squares = list(executor.map(pow, range(5), [2] * 5))
-        print(squares, rios_awsbatch.STACK_NAME, os.environ['AWS_ENDPOINT_URL'])
+            squares = list(executor.map(pow, range(5), [2] * 5)) + [executor.submit(my_module.answer).result()]
+        print(squares, sys.executable, rios_awsbatch.getStackOutputs()['BatchMaxVCPUS'])
+        print(os.environ['AWS_ENDPOINT_URL'])
         sys.exit(7)
         '''))
-    local = Local(tmp_path, tree, PYTHON=sys.executable)
-    process = local.start(sys.executable, script)
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'my_module.py').write_text('def answer():\n    return 42\n')
+    local = Local(tmp_path, tree, PATH=str(tmp_path / 'tools'), PYTHONPATH=str(tmp_path / 'modules'),
+                  RIOS_AWSBATCH_LOCAL_CREATE='--mem 2048 --maxjobs 3')
+    process = local.start('python3', script)
     out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (7, ''), err
-    assert out.startswith('[0, 1, 4, 9, 16] RIOS http://127.0.0.1:')
-    local.assert_nothing_left(out.split()[-1])
+    python = str(tree / '.venv' / 'bin' / 'python')
+    assert process.returncode == 7, err
+    assert err == 'local.sh: an AWS is up on this machine, making the stack; Python is {}\n'.format(python)
+    said, endpoint = out.splitlines()
+    assert re.fullmatch(r'\[0, 1, 4, 9, 16, 42\] {}3? 6 vCPUs.*'.format(re.escape(python)), said), said
+    local.assert_nothing_left(endpoint)
+
+
+def test_scripts_run_in_a_folder_with_spaces_without_another_aws(stack, tmp_path):
+    """Where the `aws` that setup.sh has installed cannot start by itself."""
+    tree, tools = clone(tmp_path, tmp_path / 'tools'), tmp_path / 'tools'
+    here = dict(root=tree, env={'PATH': str(tools)})
+    with pytest.raises(FileNotFoundError):
+        subprocess.run([tree / '.venv' / 'bin' / 'aws'])
+    succeeds(stack.run('modify.sh', '--maxjobs', 3, '--wait', **here), 'is changed')
+    assert 'BatchMaxJobs' in succeeds(stack.run('status.sh', **here), 'CREATE_COMPLETE|UPDATE_COMPLETE')
+    refuses(stack.run('submit.sh', **here), 'no main image in stack')
+    succeeds(stack.run('delete.sh', '--yes', '--wait', **here), 'is gone')
+
+
+def test_local_looks_for_its_command_before_it_starts_anything(tmp_path):
+    local = Local(tmp_path, PATH='/usr/bin:/bin')
+    for words, said in (
+            (['no-such-program'], "there is no command 'no-such-program', neither in .*/.venv/bin nor on the PATH."),
+            (['jupyter', 'no-such-lab'], "there is no command 'jupyter-no-such-lab', .*"
+                                         "Install it: '.*/.venv/bin/pip' install jupyterlab")):
+        process = local.start(*words)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, out) == (127, '')
+        assert re.fullmatch('local.sh: ' + said + '\n', err), err
+    local.assert_nothing_left()
+
+
+def test_aws_under_local_ends_with_a_signal_as_any_program(tmp_path):
+    """And its exit status, files, folder and environment are its own."""
+    local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no')
+    process = local.start('sh', '-c', '''
+        aws s3api get-object --bucket no-such-bucket --key x y 2>error; echo $?
+        aws sqs create-queue --queue-name q --output text
+        echo text >"a file"; aws s3 mb s3://bucket; (cd / && aws s3 cp --quiet "$OLDPWD/a file" s3://bucket/x)
+        AWS_ACCESS_KEY_ID= AWS_SECRET_ACCESS_KEY= aws s3 ls 2>&1 | tail -n 1
+        aws s3 cp s3://bucket/x -
+        exec aws sqs receive-message --queue-url $AWS_ENDPOINT_URL/123456789012/q --wait-time-seconds 20''', cwd=tmp_path)
+    assert process.stdout.readline() == '255\n' and 'NoSuchBucket' in (tmp_path / 'error').read_text()
+    assert process.stdout.readline().endswith('/q\n')
+    assert process.stdout.readline() == 'make_bucket: bucket\n'
+    assert 'credentials' in process.stdout.readline()
+    assert process.stdout.readline() == 'text\n'
+    mine = str(local.temporary)
+
+    def waiting():
+        return [pid for pid, words in processes_with(mine) if b'receive-message' in words and b'aws_command' in words]
+    found = wait_until(waiting)
+    os.kill(int(found[0]), signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (143, ''), err
+    local.assert_nothing_left()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

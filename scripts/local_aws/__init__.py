@@ -18,6 +18,7 @@ why:
     disk            the empty disk of a container
     cloudformation  stacks: events, roll-back, updates in place, deletions that can fail
     resources       kinds of resources that moto lacks or cannot change
+    aws_command     the `aws` under local.sh, which is quicker than awscli's own
 
 `scripts/local.sh` starts and stops it, and describes its settings. By hand:
 

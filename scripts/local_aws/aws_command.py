@@ -1,0 +1,123 @@
+"""The aws command line, for many calls: one process has imported it, and forks for each call.
+
+Most of what a call of the aws command costs is that Python imports it, and scripts make many. So what is `aws`
+under local.sh hands its arguments, environment, working folder and files to such a process, and has its exit
+status. It is awscli all the same, with everything it does to ask AWS.
+
+    python -IS aws_command.py call SOCKET [WORD...]      an aws command
+    python aws_command.py serve SOCKET [now]             answer such calls, until who started this is gone
+
+awscli is imported at once, or at the first call, which waits for it."""
+import array
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+# How often the server looks whether who started it is still there, in seconds.
+LOOK_SECONDS = 1
+
+
+def call(path, *words):
+    """Have a command done; its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Version 1 of the command line overlooks AWS_ENDPOINT_URL for SQS, so it is told again.
+    endpoint = os.environ.get('AWS_ENDPOINT_URL')
+    request = json.dumps([(['--endpoint-url', endpoint] if endpoint else []) + list(words), os.getcwd(),
+                          dict(os.environ)]).encode()
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            os.chdir(os.path.dirname(path))         # a socket's address may have 100 letters
+            server.connect(os.path.basename(path))
+        except OSError as error:
+            sys.exit(f'aws: the local AWS has ended ({error}).')
+        server.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0, 1, 2]))])
+        server.sendall(request + b'\n')
+        sys.exit((server.recv(1) or b'\x01')[0])
+
+
+def serve(path, when='later'):
+    """Answer calls until who started this is gone."""
+    parent = os.getppid()
+    # A Ctrl-C is for the calls.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(os.path.dirname(path))
+        listener.bind(os.path.basename(path))
+        listener.listen(100)
+        listener.settimeout(LOOK_SECONDS)
+        if when == 'now':
+            command_line()
+        while os.getppid() == parent:
+            with contextlib.suppress(TimeoutError):
+                caller, _ = listener.accept()
+                with caller:
+                    main = command_line()
+                    if os.fork() == 0:
+                        listener.close()
+                        os._exit(answer(caller, main))
+
+
+@functools.cache
+def command_line():
+    """What awscli's `aws` runs; imports what that imports for any command."""
+    import awscli.clidriver
+    awscli.clidriver.create_clidriver()
+    return awscli.clidriver.main
+
+
+def answer(caller, main):
+    """Do what a call asks for, as the process that it would be."""
+    files, status, over = array.array('i'), 1, threading.Event()
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        caller.settimeout(None)
+        _, sent, _, _ = caller.recvmsg(1, socket.CMSG_SPACE(3 * files.itemsize))
+        files.frombytes(sent[0][2])
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, 'w'), open(2, 'w')
+        words, folder, environment = json.loads(caller.makefile('rb').readline())
+        threading.Thread(target=end_with, args=(caller, over), daemon=True).start()
+        os.chdir(folder)
+        data = os.environ['AWS_DATA_PATH']          # awscli's own setting, from when it was imported
+        os.environ.clear()
+        os.environ.update(environment, AWS_DATA_PATH=data)
+        sys.argv = ['aws', *words]
+        status = main()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        over.set()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        status = status if isinstance(status, int) else int(status is not None)
+        with contextlib.suppress(OSError):
+            caller.send(bytes([status & 0xff]))
+    return status & 0xff
+
+
+def end_with(caller, over):
+    """A caller that is gone too soon has been ended by a signal, and its command ends as after a Ctrl-C."""
+    with contextlib.suppress(OSError):
+        caller.recv(1)
+    if not over.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == '__main__':
+    # Not this file's folder, which would hide modules of others (json, request).
+    if sys.argv[1] == 'serve':
+        del sys.path[0]
+    {'call': call, 'serve': serve}[sys.argv[1]](*sys.argv[2:])
