@@ -1,7 +1,7 @@
 """The aws command line, for many calls: one process has imported it, and forks for each call.
 
-Most of what a call of the aws command costs is that Python imports it, and scripts make many. So what is `aws`
-under local.sh hands its arguments, environment, working folder and files to such a process, and has its exit
+Most of what a call of the aws command costs is that Python imports it, and scripts make many. So the `aws` of
+local.sh hands its arguments, environment, working folder and files to such a process, and has its exit
 status. It is awscli all the same, with everything it does to ask AWS.
 
     python -IS aws_command.py call SOCKET [WORD...]      an aws command
