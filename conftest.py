@@ -33,10 +33,24 @@ def shared():
 def pytest_configure(config):
     """The stack that all tests share, where scripts/local.sh has made none; before there are test processes."""
     config.addinivalue_line('markers', 'slow: takes long, most of it in waiting')
+    if not hasattr(config, 'workerinput'):
+        config.pluginmanager.register(Failures(config))
     if 'AWS_ENDPOINT_URL' in os.environ and not hasattr(config, 'workerinput'):
         stack = Stack(rios_awsbatch.STACK_NAME, 'rios')
         if stack.status() is None:
             stack.create().push('BatchECR', ROOT / 'worker.py')
+
+
+class Failures:
+    """Says the name of a test when it fails; what pytest has to say of it comes when all are over."""
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            reporter = self.config.pluginmanager.get_plugin('terminalreporter')
+            reporter.write('\nFAILED {} ({}): {}\n'.format(
+                report.nodeid, report.when, report.longreprtext.rstrip().rpartition('\n')[2]))
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,8 +2,6 @@
 Fixtures of several files in this folder: a Docker, a stack. One of a single file stands there;
 `shared`, and which test process gets what, in conftest.py of the folder above. What tests import is in helpers.py.
 """
-import os
-
 import pytest
 
 from tests.helpers import Stack, StandIn

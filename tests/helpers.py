@@ -36,7 +36,7 @@ SCENE = EXAMPLES / 'data' / 'landsat7_olinda.tif'
 sys.path.insert(0, str(EXAMPLES))       # some are imported, too
 REGION = rios_awsbatch.REGION
 # Seconds after which something hangs. On a machine that does much else at the same time, all is slow.
-PATIENCE = 270
+PATIENCE = 800
 # Quick enough for a test. Main scripts and workers get them alike.
 QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
 for name, value in QUICK.items():
@@ -93,7 +93,7 @@ def channel_of(executor):
         {item['name']: item['value'] for item in jobs_of(executor.run)[-1]['container']['environment']}))
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=PATIENCE):
     """Wait for something that must become true; what it is then."""
     deadline = time.monotonic() + seconds
     while True:
@@ -150,7 +150,7 @@ def run_main(folder, env, text):
     return main_script(folder, logged + textwrap.dedent(text), env=env)
 
 
-def output_of(process, seconds=90):
+def output_of(process, seconds=PATIENCE):
     """Wait for a main script: (exit status, standard output, standard error)."""
     try:
         out, err = process.communicate(timeout=seconds)

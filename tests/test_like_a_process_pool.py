@@ -39,12 +39,12 @@ import numpy
 import pytest
 
 from rios_awsbatch import AWSBatchException, AWSBatchExecutor
-from tests.helpers import assert_nothing_left, left_of, main_script, output_of, wait_until
+from tests.helpers import PATIENCE, assert_nothing_left, left_of, main_script, output_of, wait_until
 
 # As a user's script: what it defines travels, since workers cannot import it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PATIENT = 100       # seconds in which any future of a case must be done
+PATIENT = PATIENCE
 FORK = multiprocessing.get_context('fork')
 
 

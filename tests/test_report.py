@@ -15,7 +15,7 @@ import time
 import pytest
 
 import rios_awsbatch
-from tests.helpers import ROOT, client, main_script, output_of, pids
+from tests.helpers import PATIENCE, ROOT, client, main_script, output_of, pids
 
 AT_WORKER = ['received', 'downloaded', 'started', 'computed', 'uploaded']
 BLOCK_TIMES = ['queued', 'sent', *AT_WORKER, 'arrived', 'collected']
@@ -57,7 +57,7 @@ def of(records, kind):
 def timeline(*args, env=None):
     """Run scripts/timeline.py: (exit status, standard output, standard error)."""
     done = subprocess.run([sys.executable, str(ROOT / 'scripts' / 'timeline.py'), *map(str, args)], text=True,
-                          capture_output=True, env=dict(os.environ, **(env or {})), timeout=240)
+                          capture_output=True, env=dict(os.environ, **(env or {})), timeout=PATIENCE)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -72,13 +72,13 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RIOS_AWSBATCH_REPORT', str(where))
         with rios_awsbatch.AWSBatchExecutor(3) as executor:
-            executor.wait_for_workers(3, 120)
+            executor.wait_for_workers(3, PATIENCE)
             os.kill(pids(executor.run)[0], signal.SIGKILL)
             while not executor.stats()['lost']:
-                executor.submit(time.sleep, 0.2).result(120)
+                executor.submit(time.sleep, 0.2).result(PATIENCE)
             marker = (rios_awsbatch.getStackOutputs()['BatchBucket'], 'runs/{}/marker'.format(executor.run))
             futures = [executor.submit(tile, x, marker) for x in range(COUNT)]
-            assert sum(future.exception(120) is None for future in futures) == COUNT - 1
+            assert sum(future.exception(PATIENCE) is None for future in futures) == COUNT - 1
     return where
 
 
@@ -170,7 +170,7 @@ def test_killed_main_script_has_its_report(tmp_path):
             time.sleep(0.3)
             return x
         with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            executor.wait_for_workers(2, 120)
+            executor.wait_for_workers(2, PATIENCE)
             for result in executor.map(slow, range(1000), buffersize=8):
                 print(result, flush=True)
     ''', env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')})
@@ -191,7 +191,7 @@ def test_each_run_has_its_report_and_the_newest_is_drawn(tmp_path, monkeypatch):
     runs = []
     for _ in range(2):
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
-            assert executor.submit(pow, 2, 5).result(120) == 32
+            assert executor.submit(pow, 2, 5).result(PATIENCE) == 32
             runs.append(executor.run)
     folder = tmp_path / 'new' / 'folder'
     assert {path.name for path in folder.iterdir()} == {name + '.jsonl' for name in runs}
@@ -212,9 +212,9 @@ def test_report_that_is_lost_hides_no_result_and_no_error(tmp_path, monkeypatch)
     monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path / 'report'))
     with pytest.raises(LookupError, match='mine'):
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
-            assert executor.submit(pow, 2, 5).result(120) == 32
+            assert executor.submit(pow, 2, 5).result(PATIENCE) == 32
             shutil.rmtree(tmp_path / 'report')
-            assert executor.submit(pow, 2, 6).result(120) == 64
+            assert executor.submit(pow, 2, 6).result(PATIENCE) == 64
             raise LookupError('mine')
 
 
@@ -222,7 +222,7 @@ def test_nothing_is_written_without_a_report(tmp_path, monkeypatch):
     monkeypatch.delenv('RIOS_AWSBATCH_REPORT', raising=False)
     monkeypatch.chdir(tmp_path)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        assert executor.submit(pow, 2, 5).result(120) == 32
+        assert executor.submit(pow, 2, 5).result(PATIENCE) == 32
     assert list(tmp_path.iterdir()) == []
 
 
