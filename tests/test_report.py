@@ -170,7 +170,7 @@ def test_killed_main_script_has_its_report(tmp_path):
             time.sleep(0.3)
             return x
         with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            executor.wait_for_workers(2, PATIENCE)
+            executor.wait_for_workers(2)
             for result in executor.map(slow, range(1000), buffersize=8):
                 print(result, flush=True)
     ''', env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')})

@@ -66,10 +66,9 @@ def serve(path, when='later'):
 
 @functools.cache
 def command_line():
-    """What awscli's `aws` runs; imports what that imports for any command."""
+    """What awscli's `aws` runs, with what that imports and reads for any command."""
     import awscli.clidriver
-    awscli.clidriver.create_clidriver()
-    return awscli.clidriver.main
+    return awscli.clidriver.create_clidriver().main
 
 
 def answer(caller, main):
@@ -91,8 +90,7 @@ def answer(caller, main):
         data = os.environ['AWS_DATA_PATH']          # awscli's own setting, from when it was imported
         os.environ.clear()
         os.environ.update(environment, AWS_DATA_PATH=data)
-        sys.argv = ['aws', *words]
-        status = main()
+        status = main(words)
     except SystemExit as end:
         status = end.code
     except BaseException:
