@@ -672,13 +672,13 @@ class Mailbox:
 
 def versions():
     """The versions that must fit between the main script and its workers, by name."""
-    names = ['cloudpickle', 'numpy']
-    if 'rios' in sys.modules or 'RIOSRun' in os.environ:    # the main script asks for it, a worker says it
-        names.append('rios')
     found = {'Python': platform.python_version(), 'rios_awsbatch': __version__}
-    for name in names:
+    for name in ('cloudpickle', 'numpy'):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    if 'rios' in sys.modules or 'RIOSRun' in os.environ:    # the main script asks for it, a worker says it
+        with contextlib.suppress(ImportError, AttributeError):
+            found['rios'] = importlib.import_module('rios').__version__     # a copy has no metadata
     return found
 
 
