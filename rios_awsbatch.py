@@ -717,7 +717,7 @@ class _Life:
         self.pid = os.getpid()
         self.closing = False                # no more calls
         self.hurry = False                  # ... and nobody waits for those that are outstanding
-        self.reasons = []                   # why it is broken; the first is told
+        self.reasons = []                   # why it is broken; the first is what users read
         self.ended = threading.Event()      # its threads stop
 
     @property
@@ -1037,7 +1037,7 @@ class _Outbox:
                 if isinstance(item, int):
                     revoked.discard(item)
                 elif item is not None:
-                    item.claim()            # nobody else settles it; those who wait for it are told
+                    item.claim()            # nobody else settles it, and wait() and as_completed() see it
                     if item.sent_at:
                         revoked.add(item.id)
             item = None                     # nothing here may keep a future
@@ -1235,7 +1235,7 @@ class _BatchJobs:
         self.submitted = set()              # ids, of arrays and not of their children
 
     def configure(self, settings):
-        """Say what the workers are to be told (JobSettings), before the first are submitted."""
+        """Take what every worker is told (JobSettings), before the first are submitted."""
         self.settings = settings
 
     def submit(self, first, count):
@@ -1838,7 +1838,7 @@ def _exit_on_signal(number, frame):
 
 
 def _before_fork():
-    """A signal to the child waits until _exit_on_signal is not its handler; Python would forget it else."""
+    """Hold signals to the child back until _exit_on_signal is not its handler: Python would forget them."""
     _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
@@ -2036,7 +2036,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 # ---- RIOS 1.4: a job manager, RIOS 2: a compute-worker manager; first what they share ------------------
 
 def _from_rios(module, name):
-    """A class of RIOS to build on; object where there is none, and in a worker, which starts sooner so."""
+    """A class of RIOS to build on; object where there is none, and in workers, which start sooner without."""
     try:
         return object if 'RIOSRun' in os.environ else getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
