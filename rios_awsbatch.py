@@ -58,26 +58,33 @@ import contextlib
 import copy
 import copyreg
 import dataclasses
+import dis
+import enum
 import functools
+import graphlib
 import hashlib
 import hmac
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import itertools
 import json
 import logging
+import operator
 import os
 import pickle
 import platform
 import queue
+import re
 import reprlib
 import secrets
 import signal
 import sys
 import threading
 import time
+import types
 import weakref
 import zlib
 
@@ -85,8 +92,8 @@ import botocore.exceptions       # boto3 takes long, and what computes blocks do
 import cloudpickle
 
 __version__ = '2.1.0'
-__all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'BrokenAWSBatchExecutor', 'getStackOutputs',
-           'AWSBatchExecutor', 'AWSBatchJobManager', 'AWSBatchComputeWorkerMgr']
+__all__ = ['STACK_NAME', 'REGION', 'AWSBatchException', 'AWSBatchPicklingError', 'BrokenAWSBatchExecutor',
+           'getStackOutputs', 'AWSBatchExecutor', 'AWSBatchJobManager', 'AWSBatchComputeWorkerMgr']
 
 log = logging.getLogger('rios_awsbatch')
 
@@ -115,6 +122,7 @@ FAILED_COUNTS = 4           # ... where one that ended for another reason than i
 INLINE_BYTES = 9 * 65536 - 2048
 PACK_BYTES = 32768          # what is smaller is not compressed
 FUNCTION_BYTES = 4096       # a function that is no larger travels with each call, which saves round trips
+DEFINITION_BYTES = 2**18    # a global that is larger travels by itself, so that others may change
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
 PREPARERS = 4               # threads that compress and upload calls ahead of the one that sends them
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
@@ -135,6 +143,10 @@ STACK_NAME_CHARS = 40               # of the 80 that a queue name may have
 
 class AWSBatchException(Exception):
     """Something about the stack, the run or a block is wrong; the message says what to do."""
+
+
+class AWSBatchPicklingError(AWSBatchException, pickle.PicklingError):
+    """A function, its arguments or its result cannot travel; the message says why."""
 
 
 class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchException):
@@ -294,6 +306,27 @@ def _require_image(stack, session):
 
 
 # ---- Shared with worker.py: what travels -------------------------------------------------------------
+# Workers can import what is in their image. The script itself (__main__) is not in it, nor is a module that
+# is registered by value (cloudpickle.register_pickle_by_value): such modules travel. Workers have them as
+# modules, too. So what is in one of them under its name is pickled by reference, as pickle does it with any
+# module, and with the reference goes what it needs: the definition of that name, of the globals that its
+# code looks up, and so on. A worker takes of these only what is new to it. So what a call changes in a
+# module stays, until the script itself changes it.
+#
+# Functions and classes are made first, empty, and then filled: so they may refer to one another in any way,
+# and what refers to one still does when it is filled anew. Other things are made anew; so what has them in
+# it is, too.
+
+_SCRIPT = {'__main__', '__mp_main__'}       # the latter where multiprocessing has started it anew
+_ABOUT = {'__file__', '__package__', '__path__'}        # what a module says of itself
+_AT_HOME = {'__builtins__', '__loader__', '__spec__'}   # ... and what is of no use elsewhere
+_LOOK_UPS = {'LOAD_NAME', 'LOAD_FROM_DICT_OR_GLOBALS'}  # of the body of a class
+_USUAL = object.__reduce_ex__, object.__reduce__
+_Cached = type(functools.lru_cache(len))
+_PLAIN = {str, bytes, int, float, complex, bool, type(None)}
+_tracker, _tracked, _globals_of_code = (getattr(cloudpickle.cloudpickle, name) for name in (
+    '_get_or_create_tracker_id', '_lookup_class_or_track', '_extract_code_globals'))
+
 
 class Refused(Exception):
     """A message or an object that this run did not make. It is never unpickled."""
@@ -307,23 +340,535 @@ def describe(error):
         return type(error).__name__
 
 
-def _reduce_cached(fn):
-    """A function of the script with a cache, which cloudpickle takes for one that workers can import."""
-    module = sys.modules.get(fn.__module__)
-    by_value = {'__main__', '__mp_main__'} | cloudpickle.list_registry_pickle_by_value()
-    parents = itertools.accumulate(fn.__module__.split('.'), '{}.{}'.format)
-    if getattr(module, fn.__qualname__, None) is fn and by_value.isdisjoint(parents):
-        return fn.__reduce__()
-    return _cached, (fn.__wrapped__, fn.cache_parameters())
+def _parents(module):
+    """The names of a module's packages, and its own."""
+    return itertools.accumulate(module.split('.'), '{}.{}'.format)
+
+
+def _travels(module):
+    """Whether a module (its name) is one that workers cannot import."""
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return module in _SCRIPT or bool(by_value) and isinstance(module, str) and not by_value.isdisjoint(
+        _parents(module))
+
+
+def _is_code(thing):
+    return issubclass(type(thing), (type, types.FunctionType))
+
+
+def _has_identity(thing):
+    """Whether to change it in one place changes it in another: no function or class, which are so by name."""
+    return type(thing).__hash__ in (None, object.__hash__) and not (
+        _is_code(thing) or isinstance(thing, types.ModuleType))
+
+
+def _at(name):
+    """What a name stands for, which is (module, qualified name)."""
+    first, _, more = name[1].partition('.')
+    found = vars(sys.modules[name[0]])[first]
+    return operator.attrgetter(more)(found) if more else found
+
+
+def _is_there(name):
+    try:
+        _at(name)
+        return True
+    except (KeyError, AttributeError):
+        return False
+
+
+def _home(thing, name):
+    """The module in which a thing is to be found under its name; None if it is not."""
+    module = getattr(thing, '__module__', None)
+    try:
+        return module if _at((module, name)) is thing else None
+    except (KeyError, AttributeError, TypeError):
+        return None
+
+
+def _words(notes):
+    """Names in annotations that are text."""
+    return re.findall(r'[^\W\d]\w*', ' '.join(note for note in notes.values() if isinstance(note, str)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _mentions(code):
+    """
+    What code looks up besides globals (sets): names in the bodies of classes, attributes, and modules that it
+    imports, as (level, name).
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname != 'EXTENDED_ARG']
+    found = ({step.argval for step in steps if step.opname in _LOOK_UPS}, set(code.co_names),
+             {(steps[n - 2].argval, step.argval) for n, step in enumerate(steps)
+              if step.opname == 'IMPORT_NAME'})
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            for ours, theirs in zip(found, _mentions(inner)):
+                ours |= theirs
+    return found
+
+
+class _Reduced:
+    """Stands in a pickle for what a call gives when it is unpickled."""
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def _reduce_cell(cell):
+    """A variable that functions close over: those that are pickled together share it."""
+    try:
+        return types.CellType, (), (cell.cell_contents,), None, None, _fill_cell
+    except ValueError:
+        return types.CellType, ()
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Pickles by reference what is in a travelling module under its name, and notes what that needs."""
+    dispatch_table = collections.ChainMap({
+        types.CellType: _reduce_cell,
+        functools.cached_property: lambda thing: (      # which has a lock before Python 3.12
+            functools.cached_property, (thing.func,), {'attrname': thing.attrname}),
+    }, cloudpickle.CloudPickler.dispatch_table)
+    names = ()                  # of what is defined here
+
+    def __init__(self, file, known=None, **options):
+        super().__init__(file, protocol=5, **options)
+        self.known = known      # names that may be referred to; None: all
+        self.refs = set()       # names that are referred to
+        self.needs = {}         # names that code looks up, and whether it cannot do without
+        self.seen = {}          # what is here itself, and may be somewhere else too, by id
+
+    def reducer_override(self, thing):
+        kind = type(thing)
+        if issubclass(kind, types.ModuleType) and _travels(thing.__name__):
+            self.need(thing.__name__, vars(thing), must=False)
+            return module, (thing.__name__,)
+        if _is_code(thing):
+            return thing.__qualname__ if self.refers(thing, thing.__qualname__) else self.by_value(thing)
+        if (kind.__reduce_ex__, kind.__reduce__) == _USUAL or kind in self.dispatch_table:
+            return NotImplemented
+        reduced = thing.__reduce_ex__(5)
+        if isinstance(reduced, str) and not self.refers(thing, reduced):    # the name that it says it has
+            home = _home(thing, reduced)
+            if kind is _Cached and (home is None or _travels(home)):
+                return _cached, (thing.__wrapped__, thing.cache_parameters()), vars(thing)
+            if home is not None and _travels(home):
+                return copyreg.__newobj__, (kind,), vars(thing)
+        return reduced
+
+    def refers(self, thing, name):
+        """Whether the pickle may say of a thing where it is: in a travelling module, under its name."""
+        home = _home(thing, name)
+        if home is None or not _travels(home):
+            return False
+        outer = home, name.rpartition('.')[0] or name       # the class of a method, or of a class in a class
+        inner = (home, name) if isinstance(thing, type) else outer
+        if self.known is not None and inner not in self.known:
+            return False
+        if inner in self.names and not (_is_code(thing) and inner[1] == name):
+            return False                                    # a method of a class that is defined here
+        self.refs.update((outer, inner))
+        return True
+
+    def need(self, home, names, must):
+        for name in names:
+            self.needs[home, name] = must or self.needs.get((home, name), False)
+
+    def reduced(self, code):
+        """As cloudpickle does it: NotImplemented, or (make, args, state, None, None, fill)."""
+        reduced = super().reducer_override(code)
+        if isinstance(code, type) and reduced is not NotImplemented and len(reduced) == 6:
+            state = reduced[2][0]
+            state.pop('__slotnames__', None)        # pickle puts it there
+            self.need(code.__module__, _words(state.get('__annotations__', {})), must=False)
+        return reduced
+
+    def by_value(self, code):
+        reduced = self.reduced(code)
+        if isinstance(code, type) or reduced is NotImplemented:
+            return reduced
+        # cloudpickle gives each function variables of its own to close over.
+        self.seen[id(code)] = code
+        make, args, (state, slots), *rest = reduced
+        return (make, (*args[:-1], code.__closure__), (state, dict(slots, __closure__=None)), *rest)
+
+    def _dynamic_function_reduce(self, function):
+        """As cloudpickle does it, but the globals are those of its module, where that travels."""
+        space, home, code = function.__globals__, function.__globals__.get('__name__'), function.__code__
+        there = getattr(sys.modules.get(home), '__dict__', None)
+        if self.known is not None or there is not space or not _travels(home):
+            return super()._dynamic_function_reduce(function)
+        self.globals_ref[id(space)] = _Reduced(globals_of, (home,))
+        make, args, (state, slots), *rest = super()._dynamic_function_reduce(function)
+        self.need(home, _globals_of_code(code), must=True)
+        in_classes, attributes, imports = _mentions(code)
+        self.need(home, [*in_classes, *_words(function.__annotations__)], must=False)
+        for level, name in imports:
+            with contextlib.suppress(ImportError):
+                for parent in _parents(importlib.util.resolve_name(
+                        '.' * level + name, space.get('__package__'))):
+                    if _travels(parent):
+                        self.need(parent, attributes | _ABOUT, must=False)
+        return (make, args, (state, dict(slots, __globals__={})), *rest)
+
+
+class _Definition(_Pickler):
+    """A pickle of what some names of travelling modules stand for."""
+    # As in a process that imports the module, its locks are new ones.
+    dispatch_table = collections.ChainMap({
+        **{type(make()): lambda lock, make=make: (make, ()) for make in (
+            threading.Lock, threading.RLock, threading.local)},
+        **{kind: lambda weak: (type(weak), (dict(weak),)) for kind in (
+            weakref.WeakKeyDictionary, weakref.WeakValueDictionary)},
+    }, _Pickler.dispatch_table)
+
+    def __init__(self, names, others):
+        self.names, self.others = names, others     # names by the ids of what they stand for
+        self.makers = {}        # of functions and classes: (pickle, refs) by name
+        with io.BytesIO() as file:
+            super().__init__(file)
+            self.dump([self.part(name) for name in names])
+            self.data = file.getvalue()
+        self.refs.difference_update(names)
+
+    def persistent_id(self, thing):
+        """The name of another global that is a part of it: so it stays the same thing."""
+        if type(thing) in _PLAIN or not _has_identity(thing):
+            return None
+        name = self.others.get(id(thing))
+        if name is None or name in self.names:
+            self.seen[id(thing)] = thing
+            return None
+        self.refs.add(name)
+        return name
+
+    def part(self, name):
+        thing, more = _at(name), []
+        if not _is_code(thing) or name != (_home(thing, thing.__qualname__), thing.__qualname__):
+            return thing
+        if isinstance(thing, enum.EnumMeta):        # what its __init__ has set
+            more = [(member.name, {key: value for key, value in vars(member).items() if key[0] != '_'})
+                    for member in thing]
+        make, args, state, _, _, fill = self.reduced(thing)
+        with io.BytesIO() as file:
+            maker = _Pickler(file)
+            maker.dump(_Reduced(_make, (_tracker(thing), make, args)))
+            self.makers[name] = file.getvalue(), maker.refs
+        self.refs |= maker.refs
+        self.needs.update(maker.needs)
+        return _Reduced(_fill, (thing, fill, state, more))
+
+    def must_follow(self, other):
+        """Whether it refers to something that is not there before that is defined."""
+        return any(name in self.refs and name not in other.makers for name in other.names)
+
+
+def _parts(thing):
+    """All that a definition depends on (list), where nothing of it can be changed in place; None else."""
+    kind = type(thing)
+    if kind in _PLAIN or kind is types.ModuleType and not _travels(thing.__name__):
+        return [thing]
+    if kind is types.FunctionType and not (
+            thing.__closure__ or thing.__kwdefaults__ or vars(thing) or thing.__annotations__ or
+            any(type(each) not in _PLAIN for each in thing.__defaults__ or ())):
+        modules = [each for each in map(thing.__globals__.get, _globals_of_code(thing.__code__))
+                   if type(each) is types.ModuleType]
+        for each in modules:        # and those in them that the function knows because they are imported
+            inside = map((each.__name__ + '.{}').format, thing.__code__.co_names)
+            modules += [sys.modules[name] for name in inside if name in sys.modules]
+        return [_tracker(thing), thing.__code__, thing.__defaults__, thing.__doc__, thing.__name__, *modules]
+    return None
+
+
+class _InCommon(Exception):
+    """Definitions that can only be one."""
+
+
+class _Luggage:
+    """The definitions that one pickle takes besides those that are known already (digests by name)."""
+    def __init__(self, run, pickler, known):
+        self.run, self.known = run, known
+        self.found = {}         # definitions by name; None for what is not there any more
+        wanted = self.find(pickler)
+        for name in wanted:     # code may look for it, but can do without
+            if name not in self.found and name not in known and _is_there(name):
+                found = self.found.copy()
+                try:
+                    wanted += self.find(types.SimpleNamespace(refs=[name], needs={}))
+                except Exception as error:
+                    log.debug('%s.%s does not travel: %s', *name, describe(error))
+                    self.found = found
+
+    @functools.cached_property
+    def names(self):
+        """Names by the ids of what they stand for: of several, the one that travelled first."""
+        return {id(_at(name)): name for name in reversed(self.run.sent.copy()) if _is_there(name)}
+
+    def find(self, pickler):
+        """Find what a pickle cannot do without, and what that cannot; the names of what they can (list)."""
+        waiting, wanted = [pickler], []
+        while waiting:
+            pickler = waiting.pop()
+            wanted += [name for name, must in pickler.needs.items() if not must]
+            for name in [*pickler.refs, *(name for name, must in pickler.needs.items() if must)]:
+                if name in self.found or name in self.known or name[1] in _AT_HOME:
+                    continue
+                if _is_there(name):
+                    names = self.run.together.get(name, [name])
+                    definition = self.define(tuple(filter(_is_there, names)))
+                    self.found.update(dict.fromkeys(definition.names, definition))
+                    waiting.append(definition)
+                    space = globals_of(name[0])
+                    wanted += [(name[0], about) for about in _ABOUT if space.get(about)]
+                elif name in self.run.sent:
+                    self.found[name] = None
+        return wanted
+
+    def define(self, names):
+        """The definition of names, which is that of an earlier call where it can only be the same."""
+        parts = _parts(_at(names[0])) if len(names) == 1 else None
+        definition, before = self.run.unchanged.get(names, (None, None))
+        if parts is None or before is None or len(parts) != len(before) or not all(
+                map(operator.is_, parts, before)):
+            try:
+                definition = _Definition(names, self.names)
+            except Exception as error:
+                raise AWSBatchPicklingError(f'{names[0][1]} of {names[0][0]}: {describe(error)}') from error
+            if parts is not None:
+                self.run.unchanged[names] = definition, parts
+        return definition
+
+    def in_order(self):
+        """The definitions, each after those that it refers to, as far as that matters. Raises _InCommon."""
+        definitions, seen = list(dict.fromkeys(filter(None, self.found.values()))), {}
+        for each in definitions:
+            common = seen.keys() & each.seen.keys()
+            if common:
+                raise _InCommon([other for other in definitions if not common.isdisjoint(other.seen)])
+            seen.update(each.seen)
+        after = {each: {self.found[name] for name in each.refs if self.found.get(name)}
+                 for each in definitions}
+        while True:
+            try:
+                order = list(graphlib.TopologicalSorter(after).static_order())
+                break
+            except graphlib.CycleError as error:
+                circle = error.args[1]          # each comes before the next
+                for first, second in zip(circle, circle[1:]):
+                    if not second.must_follow(first):
+                        after[second].discard(first)
+                        break
+                else:
+                    raise _InCommon(circle) from None
+        # Code that runs when data are unpickled finds what it looks up: so it comes before them.
+        ranks = {}
+        for each in order:
+            rank = 1 if each.makers else 2 if each.refs else 0
+            ranks[each] = max([rank, *(ranks[other] for other in after[each] if each.must_follow(other))])
+        return sorted(order, key=ranks.get)
+
+    def packed(self):
+        """What Script.define() takes, and what is known then."""
+        order, makers, definitions = self.in_order(), {}, []
+
+        def make(name):
+            definition = self.found.get(name)
+            if definition and name in definition.makers and name not in makers:
+                data, refs = definition.makers[name]
+                makers[name] = None
+                for each in [(name[0], name[1].rpartition('.')[0]), *sorted(refs)]:
+                    make(each)
+                del makers[name]        # so that it comes after those
+                makers[name] = data
+
+        for each in order:
+            for name in each.names:
+                make(name)
+            data = each.data if len(each.data) <= DEFINITION_BYTES else self.run.share(each.data)
+            digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode())
+            for name in each.makers:
+                digest.update(makers[name])
+            for thing, name in ((_at(name), name) for name in sorted(each.refs)):
+                digest.update(_tracker(thing).encode() if _is_code(thing) else self.known.get(name, b''))
+            definitions.append((each.names, digest.digest(), data))
+            self.known.update(dict.fromkeys(each.names, digest.digest()))
+        for name in (name for name, definition in self.found.items() if definition is None):
+            definitions.append(((name,), b'', None))
+            self.known[name] = b''
+        self.run.sent.update(dict.fromkeys(self.found))
+        return (list(makers.items()), definitions), self.known
+
+
+class Definitions:
+    """
+    What the workers of a run are told of travelling modules with its calls.
+
+    share: stores bytes for all workers; gives the token (str) by which they find them.
+    """
+    def __init__(self, share):
+        self.share = share
+        self.together = {}      # names whose values have parts in common: all of them, by each
+        self.sent = {}          # all names that have travelled, in their order
+        self.unchanged = {}     # definitions that need not be made again as long as they have the same parts
+        main = sys.modules.get('__mp_main__')
+        if main is not None:
+            cloudpickle.register_pickle_by_value(main)
+
+    def pickled(self, thing, what, known=()):
+        """
+        A pickle of a thing (bytes), the definitions that it takes besides those of names that are `known`,
+        and what is known then (digests by name). Raises AWSBatchPicklingError, which says `what` it was.
+        """
+        try:
+            with io.BytesIO() as file:
+                pickler = _Pickler(file)
+                pickler.dump(thing)
+                data = file.getvalue()
+            if not pickler.refs and not pickler.needs:
+                return data, ([], []), known
+            while True:
+                luggage = _Luggage(self, pickler, dict(known))
+                try:
+                    return (data, *luggage.packed())
+                except _InCommon as common:
+                    if self.sent.keys() >= luggage.found.keys():
+                        names = tuple(sorted({name for each in common.args[0] for name in each.names}))
+                        self.together.update(dict.fromkeys(names, names))
+                    self.sent.update(dict.fromkeys(luggage.found))      # it may have a name
+        except Exception as error:
+            raise unpicklable(error, what) from error
+
+    def function(self, fn, what):
+        """A function as it is now: what of it travels with each call (bytes), and what workers know then."""
+        data, definitions, known = self.pickled(fn, what)
+        return self.packed(definitions, data), known
+
+    def packed(self, definitions, data):
+        """A pickle of two pickles (bytes), or of the tokens of those that are shared for their size."""
+        return pickle.dumps([self.share(each) if len(each) > FUNCTION_BYTES else each
+                             for each in (pickle.dumps(definitions), data)])
+
+    def parcel(self, function, args, kwargs, what):
+        """All that travels with a call (bytes): see Computer.unpacked in worker.py."""
+        data, definitions, _ = self.pickled((args, kwargs), what, function[1])
+        return function[0] + pickle.dumps(definitions) + data
+
+
+# What pickles call when they are unpickled.
+
+def module(name):
+    """The travelling module of that name. In a worker, it is made when it is first asked for."""
+    if script is not None:
+        script.make_module(name)
+    return sys.modules[name]
+
+
+def globals_of(name):
+    return vars(module(name))
+
+
+def _make(tracker, make, args):
+    """An empty function or class, which is the one that was made of the same before."""
+    made = make(*args)
+    found = _tracked(tracker, made)
+    if found is not made and isinstance(found, types.FunctionType):
+        found.__code__ = made.__code__
+    return found
+
+
+def _fill(code, fill, state, members):
+    if isinstance(code, types.FunctionType):
+        vars(code).clear()
+    fill(code, state)
+    for name, values in members:
+        vars(code[name]).update(values)
+    return code
+
+
+def _fill_cell(cell, content):
+    cell.cell_contents, = content
 
 
 def _cached(wrapped, parameters):
     return functools.lru_cache(**parameters)(wrapped)
 
 
-class _Pickler(cloudpickle.CloudPickler):
-    dispatch_table = collections.ChainMap(
-        {type(_cached(len, {})): _reduce_cached}, cloudpickle.CloudPickler.dispatch_table)
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, name):
+        return _at(name)
+
+
+class Script:
+    """
+    The travelling modules in a process that computes; the main script's is __main__ there.
+
+    fetch: what Definitions have shared (bytes), by its token.
+    """
+    def __init__(self, fetch):
+        self.fetch = fetch
+        self.modules = set()    # names of those that are made
+        self.made = {}          # pickles of empty functions and classes, by name
+        self.known = {}         # digests of definitions, by name
+        self.make_module('__main__')
+
+    def make_module(self, name):
+        if name not in self.modules:
+            names = _SCRIPT if name in _SCRIPT else {name}
+            made = types.ModuleType(name)
+            self.modules |= names
+            for each in names:
+                sys.modules[each] = made
+                cloudpickle.register_pickle_by_value(types.ModuleType(each))
+            package, _, last = name.rpartition('.')
+            if package:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(package)
+                setattr(sys.modules.get(package) or module(package), last, made)
+
+    def define(self, makers, definitions):
+        """Take what is new, or is something else than the main script said before."""
+        for home in sorted({name[0] for names, *_ in definitions for name in names}):
+            self.make_module(home)
+        for name, data in makers:
+            if self.made.get(name) != data:
+                self.place(name, pickle.loads(data))
+                self.made[name] = data
+        for names, digest, data in definitions:
+            if any(self.known.get(name) != digest for name in names):
+                if isinstance(data, str):
+                    data = self.fetch(data)
+                if data is None:
+                    if names[0] in self.known:
+                        globals_of(names[0][0]).pop(names[0][1], None)
+                else:
+                    for name, value in zip(names, _Unpickler(io.BytesIO(data)).load()):
+                        self.place(name, value)
+                self.known.update(dict.fromkeys(names, digest))
+
+    def __reduce__(self):
+        """For a process that multiprocessing starts anew from this one: it has what is here now."""
+        modules = [sys.modules[name] for name in sorted(self.modules)]
+        return _again, Definitions(bytes).pickled(modules, 'The script')[1]
+
+    @staticmethod
+    def place(name, value):
+        outer, _, last = name[1].rpartition('.')
+        if outer:
+            setattr(_at((name[0], outer)), last, value)
+        else:
+            globals_of(name[0])[last] = value
+
+
+script = None       # of a process that computes
+
+
+def _again(makers, definitions):
+    global script
+    script = Script(None)
+    script.define(makers, definitions)
 
 
 class _Results(pickle.Unpickler):
@@ -339,24 +884,18 @@ class _Results(pickle.Unpickler):
         return lambda cls, state: cls if weakref.ref(cls) in known else found(cls, state)
 
 
-def dumps(thing):
-    """Pickle anything that cloudpickle can, lambdas and functions of the script included."""
-    # In a child that multiprocessing has spawned, this is the name of the main script.
-    main = sys.modules.get('__mp_main__')
-    if main is not None and main.__name__ not in cloudpickle.list_registry_pickle_by_value():
-        cloudpickle.register_pickle_by_value(main)
+def dumps(thing, **options):
+    """A pickle for the main script of whatever cloudpickle can, which refers to what came from there."""
     with io.BytesIO() as file:
-        _Pickler(file, protocol=5).dump(thing)
+        _Pickler(file, script and script.known, **options).dump(thing)
         return file.getvalue()
 
 
-def _pickled(thing, what):
-    try:
-        return dumps(thing)
-    except Exception as error:
-        raise AWSBatchException(
-            f'{what} cannot be pickled, so it cannot travel to a worker: {describe(error)}. Open files, GDAL '
-            'datasets, locks and connections must be made inside the function.') from error
+def unpicklable(error, what, to='a worker', advice='must be made inside the function'):
+    """An AWSBatchPicklingError that says what to do."""
+    return AWSBatchPicklingError(
+        f'{what} cannot be pickled, so it cannot travel to {to}: {describe(error)}. Open files, GDAL '
+        f'datasets, locks and connections {advice}.')
 
 
 def pack(data):
@@ -428,8 +967,8 @@ class JobSettings:
 
 #: What the main script and its workers tell each other: the fields of each kind of message, and who opens it.
 MESSAGES = {
-    # Compute this. The payload is the pickled function, where it has no token, and the arguments.
-    'call': ('worker', 'id label function gdal'),
+    # Compute this. The payload is what Definitions.parcel() has made; `gdal` says what raises exceptions.
+    'call': ('worker', 'id label gdal'),
     # No more calls will come. There is one for each worker.
     'stop': ('worker', ''),
     # A worker is up, in this attempt of its job (AWS_BATCH_JOB_ATTEMPT).
@@ -701,11 +1240,6 @@ def mismatch(main, worker):
     return None
 
 
-def _shared(token):
-    """In a worker: what _Run.share() has stored (bytes). It is fetched once."""
-    return sys.modules['__main__'].shared(token)        # worker.py
-
-
 # ---- A run: its parts --------------------------------------------------------------------------------
 
 class _Life:
@@ -840,15 +1374,20 @@ class _MainChannel(Channel):
             self.delete_objects([item['Key'] for item in page.get('Contents', [])])
 
 
+def gdal_switches():
+    """Which modules of GDAL raise exceptions here; before GDAL 3.7 each has a switch of its own."""
+    loaded = {name: sys.modules.get('osgeo.' + name) for name in ('gdal', 'ogr', 'osr')}
+    return {name: bool(each.GetUseExceptions()) for name, each in loaded.items() if each}
+
+
 class _PendingCall(concurrent.futures.Future):
     """
     A call that is not answered yet; it is the future that the script holds. What concerns its way out is
     changed by the outbox: by the thread that has taken it out of a queue there.
     """
-    def __init__(self, number, label, function, payload):
+    def __init__(self, number, label, payload):
         super().__init__()
-        self.id, self.label, self.size = number, label, len(payload)
-        self.function, self.payload = function, payload
+        self.id, self.label, self.payload, self.size = number, label, payload, len(payload)
         self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
         self.message = None                 # as SQS takes it, from seal() until it is sent
         self.bytes = self.object = None     # how large it travels, and the key of its object
@@ -862,10 +1401,8 @@ class _PendingCall(concurrent.futures.Future):
 
     def seal(self, channel):
         """Make its message. Uploads what is large, so it may take time, and may fail as AWS does."""
-        gdal = sys.modules.get('osgeo.gdal')
-        self.message, header = channel.seal(Message(
-            'call', id=self.id, label=self.label, function=self.function,
-            gdal=bool(gdal and gdal.GetUseExceptions())), self.payload)
+        self.message, header = channel.seal(
+            Message('call', id=self.id, label=self.label, gdal=gdal_switches()), self.payload)
         self.bytes, self.object = header['bytes'], header.get('object')
 
 
@@ -890,9 +1427,9 @@ class _Calls:
     def get(self, number):
         return self.outstanding.get(number)
 
-    def add(self, label, function, payload):
+    def add(self, label, payload):
         """A new call (_PendingCall)."""
-        call = _PendingCall(next(self.ids), label, function, payload)
+        call = _PendingCall(next(self.ids), label, payload)
         self.outstanding[call.id] = call
         return call
 
@@ -1588,6 +2125,7 @@ class _Run:
         _require_image(stack, session)
         self.calls = _Calls(self._settled)
         self.stored = set()                 # digests of what lies in the run's folder for all calls
+        self.definitions = Definitions(self.share)
         self.channel = _MainChannel(self.id, stack['BatchBucket'], self.life, self.is_over)
         self.outbox = _Outbox(self.calls, self.channel, self.life)
         self.inbox = _Inbox(self, self.channel, self.life)
@@ -1632,7 +2170,11 @@ class _Run:
             lease=LEASE_SECONDS, visibility=VISIBILITY_SECONDS,
             max_tries=MAX_TRIES, max_receives=MAX_RECEIVES,
             output=bool(os.environ.get('RIOS_AWSBATCH_WORKER_OUTPUT')),
-            initializer=self.share(_pickled(initializer, 'The initializer')) if initializer else '')
+            initializer=self._share_initializer(*initializer) if initializer else '')
+
+    def _share_initializer(self, fn, args):
+        function = self.definitions.function(fn, 'The initializer')
+        return self.share(self.definitions.parcel(function, args, {}, 'What initargs has'))
 
     def _threads(self, *loops):
         return [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
@@ -1660,17 +2202,16 @@ class _Run:
         return digest
 
     def pickled(self, fn):
-        """The function as it is now: its token, and what of it travels with each call (str, bytes)."""
-        data = _pickled(fn, f'The function {_name(fn)}')
-        return (self.share(data), b'') if len(data) > FUNCTION_BYTES else ('', data)
+        """A function as it is now, for :meth:`submit`."""
+        return self.definitions.function(fn, f'The function {_name(fn)}')
 
     def submit(self, function, fn, args, kwargs):
         """A future for fn(*args, **kwargs); `function` is what :meth:`pickled` gave, if it was asked."""
         self.life.check_open()
         try:
-            token, data = function or self.pickled(fn)
             label = _label(fn, args)
-            payload = data + _pickled((args, kwargs), f'The arguments of {label}')
+            payload = self.definitions.parcel(
+                function or self.pickled(fn), args, kwargs, f'The arguments of {label}')
         except AWSBatchException as error:
             future = concurrent.futures.Future()
             future.set_exception(error)
@@ -1679,7 +2220,7 @@ class _Run:
             self.life.check_open()
             time.sleep(0.01)
         self.life.check_open()
-        call = self.calls.add(label, token, payload)
+        call = self.calls.add(label, payload)
         call.add_done_callback(self._cancelled)
         self.outbox.put(call)
         if self.life.broken or self.life.ended.is_set():        # just now, in another thread
@@ -2045,7 +2586,7 @@ def _from_rios(module, name):
 
 class _Function:
     """Computes blocks of RIOS 1.4. It travels once, and workers keep it, with otherArgs until one changes."""
-    given = args = None         # token of what the caller gave, and what the next block gets: (otherArgs,)
+    given = args = None         # a pickle of what the caller gave; what the next block gets: (otherArgs,)
 
     def __call__(self, label, jobInfo):
         params = jobInfo.getFunctionParams()
@@ -2055,28 +2596,31 @@ class _Function:
     def call(self, *params):
         """Call the user function; the pickle of (otherArgs,) if it has changed them, else None."""
         if self.args is None:
-            self.args = pickle.loads(_shared(self.given)) if self.given else ()
+            self.args = pickle.loads(self.given) if self.given else ()
             self.digest = _digest(self.args)
         args, self.args = self.args, None
         self.userFunction(*params, *args)
-        if _digest(args) != self.digest:
-            return _pickled(args, 'otherArgs, as the user function leaves it,')
-        self.args = args
-        return None
+        if _digest(args) == self.digest:
+            self.args = args
+            return None
+        try:
+            return dumps(args)
+        except Exception as error:
+            what = 'otherArgs, as the user function leaves it,'
+            raise unpicklable(error, what, 'the main script') from error
 
 
 def _digest(thing):
     """A digest of what would travel, without a copy of the arrays in it."""
     digest = hashlib.sha256()
-    with contextlib.suppress(Exception):        # _pickled() says why
-        digest.update(cloudpickle.dumps(
-            thing, protocol=5, buffer_callback=lambda buffer: digest.update(buffer.raw())))
+    with contextlib.suppress(Exception):        # dumps() says why
+        digest.update(dumps(thing, buffer_callback=lambda buffer: digest.update(buffer.raw())))
     return digest.digest()
 
 
 @functools.lru_cache(maxsize=2)
 def _kept(token):
-    return pickle.loads(_shared(token))
+    return pickle.loads(script.fetch(token))
 
 
 def _compute(token, *args):
@@ -2113,12 +2657,16 @@ class _Apply:
         """Take a _Function and what the caller gave to the workers."""
         with contextlib.suppress(AttributeError):
             del otherArgs.otherArgsList         # of an earlier apply()
-        run = self.run
-        function.given = otherArgs is not None and run.share(_pickled((otherArgs,), 'otherArgs'))
+        run, known, definitions = self.run, (), [[], []]
+        if otherArgs is not None:
+            function.given, definitions, known = run.definitions.pickled((otherArgs,), 'otherArgs')
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
-        token = run.share(_pickled(function, f'The function {_name(userFunction)}'))
-        self.compute = run.pickled(functools.partial(_compute, token))
+        what = f'The function {_name(userFunction)}'
+        data, more, known = run.definitions.pickled(function, what, known)
+        compute = functools.partial(_compute, run.share(data))
+        definitions = list(map(operator.add, definitions, more))
+        self.compute = run.definitions.packed(definitions, pickle.dumps(compute)), known
 
     def room(self):
         """How many blocks more may be under way, so that no worker waits (int)."""

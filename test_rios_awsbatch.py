@@ -6,7 +6,6 @@ workers that are lost or do not come (test_pool.py, test_batch_is_late.py), faul
 """
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -384,7 +383,7 @@ def test_forged_results_are_refused_and_the_run_goes_on(executor, caplog, shared
     forged, _ = other.seal(Message('result', id=12, worker='0'), evil)
     same_key = rios_awsbatch.Channel(other.run_id, channel.key, channel.bucket, channel.in_queue, channel.out_queue, REGION)
     replayed, _ = same_key.seal(Message('result', id=12, worker='0'), evil)
-    to_worker, _ = channel.seal(Message('call', id=12, function='', label='', gdal=False), evil)
+    to_worker, _ = channel.seal(Message('call', id=12, label='', gdal={}), evil)
     cut = dict(forged, MessageBody=forged['MessageBody'][:100])
     for message in (forged, replayed, to_worker, cut, {'MessageBody': 'nonsense'}, {'MessageBody': evil.hex()}):
         channel.send(channel.out_queue, [message])
@@ -400,8 +399,7 @@ def test_forged_calls_are_refused_and_the_run_goes_on(executor, shared):
         def __reduce__(self):
             return pathlib.Path.touch, (marker,)
     evil = rios_awsbatch.dumps(((Evil(),), {}))
-    digest = hashlib.sha256(rios_awsbatch.dumps(square)).hexdigest()
-    call = Message('call', id=99, function=digest, label='evil', gdal=False)
+    call = Message('call', id=99, label='evil', gdal={})
     other = rios_awsbatch.Channel(executor.run, b'other key', channel.bucket, channel.in_queue, channel.out_queue, REGION)
     forged, _ = other.seal(call, evil)
     stop, _ = other.seal(Message('stop'))

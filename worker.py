@@ -23,6 +23,7 @@ import io
 import logging
 import math
 import multiprocessing.connection
+import multiprocessing.spawn
 import os
 import pickle
 import signal
@@ -50,12 +51,14 @@ class Computer:
     """
     Reads calls from a pipe, and writes results to it. It knows nothing of AWS.
 
-    Every call unpickles its function anew, so none sees what another one did to it.
+    The script's modules live as long as it does. The function of a call, unless it is in one of them, and its
+    arguments are unpickled for it.
     """
     def __init__(self, settings, pipe):
         self.settings, self.pipe, self.pid = settings, pipe, os.getpid()
         self.output = Tee(sys.stdout)
-        self.space, self.set = {}, {}       # globals of the initializer, and those that it has set
+        self.script = rios_awsbatch.script = rios_awsbatch.Script(self.fetch)
+        self.switches = {}              # which modules of GDAL raise exceptions in the main script
 
     def run(self):
         if self.settings.output:
@@ -66,7 +69,7 @@ class Computer:
         self.pipe.send(('ready', b'', ()))
         call = self.pipe.recv()         # now the worker listens
         try:
-            self.initialize()
+            self.initialize(call[0])
         except BaseException as error:
             return self.pipe.send(('broken', explained(error, 'The initializer')[1], ()))
         while True:
@@ -74,47 +77,60 @@ class Computer:
             call = None
             call = self.pipe.recv()
 
-    def initialize(self):
-        """Call the initializer; what it has set of the script's globals is there for every call."""
+    def initialize(self, call):
         if self.settings.initializer:
-            initializer, initargs = pickle.loads(self.blob(self.settings.initializer))
-            self.space = globals_of(initializer)
-            before = dict(self.space)
+            self.switch(call.gdal)
+            initializer, initargs, _ = self.unpacked(self.fetch(self.settings.initializer))
             initializer(*initargs)
-            self.set = {name: value for name, value in self.space.items()
-                        if name not in before or before[name] is not value}
 
-    @functools.lru_cache(maxsize=BLOBS)
-    def blob(self, digest):
-        """A function or shared data, which the worker fetches once."""
+    def fetch(self, digest):
+        """What the main script has stored for all workers (bytes)."""
         self.pipe.send(('want', digest, ()))
         return self.pipe.recv()
 
+    @functools.lru_cache(maxsize=BLOBS)
+    def function(self, digest):
+        return self.fetch(digest)
+
+    @functools.lru_cache(maxsize=BLOBS)
+    def definitions(self, digest):
+        return pickle.loads(self.fetch(digest))
+
+    def switch(self, switches):
+        """Have GDAL raise exceptions, or not, as the main script has it by now."""
+        for name, on in switches.items():
+            if on != self.switches.get(name, False):
+                gdal = importlib.import_module('osgeo.' + name)
+                gdal.UseExceptions() if on else gdal.DontUseExceptions()
+                self.switches[name] = on
+
+    def unpacked(self, payload):
+        """A function, its args and kwargs, after the script's modules have what these need."""
+        payload = io.BytesIO(payload)
+        definitions, function = pickle.load(payload)
+        self.script.define(*(self.definitions(definitions) if isinstance(definitions, str)
+                             else pickle.loads(definitions)))
+        self.script.define(*pickle.load(payload))
+        function = pickle.loads(self.function(function) if isinstance(function, str) else function)
+        return (function, *pickle.load(payload))
+
     def compute(self, call, payload):
         """Run one call: ('result' or 'error', a pickle)."""
-        import cloudpickle
         label, paths = call.label, []
         try:
-            if call.gdal:
-                from osgeo import gdal
-                gdal.UseExceptions()
-            payload = io.BytesIO(payload)       # a small function comes before its arguments
-            function = pickle.loads(self.blob(call.function)) if call.function else pickle.load(payload)
-            args, kwargs = pickle.load(payload)
+            self.switch(call.gdal)
+            function, args, kwargs = self.unpacked(payload)
             paths = [arg for arg in args if type(arg) is str]
-            if self.set and globals_of(function).get('__name__') == self.space.get('__name__'):
-                globals_of(function).update(self.set)       # as if both were of one module here too
             result = function(*args, **kwargs)
             if os.getpid() != self.pid:         # a fork that came back from the function
                 os._exit(0)
             function = args = kwargs = None
             try:
-                return 'result', cloudpickle.dumps(result, protocol=5)
+                return 'result', rios_awsbatch.dumps(result)
             except BaseException as error:
-                raise rios_awsbatch.AWSBatchException(
-                    f'The result of {label}, a {type(result).__name__}, cannot be pickled, so it cannot '
-                    f'travel to the main script: {rios_awsbatch.describe(error)}. Return arrays, numbers and '
-                    'text; open files and GDAL datasets stay in the worker.') from error
+                raise rios_awsbatch.unpicklable(
+                    error, f'The result of {label}, a {type(result).__name__},', 'the main script',
+                    'stay in the worker: return arrays, numbers and text') from error
         except BaseException as error:          # sys.exit() in the user's function included
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
                 raise
@@ -136,15 +152,6 @@ class Tee:
     def take(self):
         lines, self.end = self.end.split('\n'), ''
         return [line for line in lines if line][-OUTPUT_LINES:]
-
-
-def globals_of(function):
-    """The globals of whatever function is behind a callable (dict)."""
-    for _ in range(9):
-        if hasattr(function, '__globals__'):
-            return function.__globals__
-        function = getattr(function, 'func', None) or type(function).__call__
-    return {}
 
 
 def explained(error, label, paths=()):
@@ -559,15 +566,18 @@ def main():
 
 def compute(fileno):
     global rios_awsbatch
-    global shared                       # what _Run.share() has stored, for rios_awsbatch._shared()
     os.setpgid(0, 0)                    # so that what it leaves behind can be ended with it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
         file.write('1000')              # where memory is short it is this process that goes
     import rios_awsbatch                # now, as nothing may be there to import it with after a call
+    sys.modules['rios_awsbatch_worker'] = sys.modules['__main__']      # which is the script's from here on
     computer = Computer(rios_awsbatch.JobSettings.from_env(os.environ),
                         multiprocessing.connection.Connection(int(fileno)))
-    shared = computer.blob
+    prepare = multiprocessing.spawn.get_preparation_data
+    multiprocessing.spawn.get_preparation_data = lambda name: {     # for processes that functions start anew
+        **{key: value for key, value in prepare(name).items() if not key.startswith('init_main')},
+        'script': computer.script}
     with contextlib.suppress(EOFError, ConnectionError):        # the worker has ended
         computer.run()
 

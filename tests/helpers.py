@@ -17,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 import urllib.request
 
 import boto3
@@ -148,6 +149,19 @@ def run_main(folder, env, text):
     """Start a main script with the quick settings whose log is on its standard error."""
     logged = 'import logging\nlogging.basicConfig(level=logging.INFO)\n'
     return main_script(folder, logged + textwrap.dedent(text), env=env)
+
+
+@contextlib.contextmanager
+def script_module():
+    """A module that workers cannot import, and that travels as the script's own does."""
+    module = types.ModuleType('script_{:08x}'.format(random.getrandbits(32)))
+    sys.modules[module.__name__] = module
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield module
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+        del sys.modules[module.__name__]
 
 
 def output_of(process, seconds=PATIENCE):

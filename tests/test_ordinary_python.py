@@ -23,7 +23,7 @@ import pytest
 import rios_awsbatch
 from tests.helpers import (
     PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
-    output_of, pids, Stack, wait_until, write_main)
+    output_of, pids, script_module, Stack, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -35,6 +35,13 @@ def executor():
     with rios_awsbatch.AWSBatchExecutor(2) as made:
         yield made
     assert_nothing_left(made.run)
+
+
+@pytest.fixture
+def script():
+    """The names of a script: what a test executes there travels."""
+    with script_module() as module:
+        yield vars(module)
 
 
 def square(x, seconds=0.0):
@@ -85,9 +92,11 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize('where', ['script', 'dict'])
 @pytest.mark.parametrize('change', CHANGES)
-def test_function_is_sent_as_it_is_when_it_is_submitted(change, executor):
-    script = {'__name__': '__main__'}
+def test_function_is_sent_as_it_is_when_it_is_submitted(change, where, executor, script):
+    """Also where its globals are those of no module, as in a test of documentation."""
+    script = script if where == 'script' else {'__name__': '__main__'}
     exec(CHANGES[change][0], script)
     before = [executor.submit(script['f']) for _ in range(4)]
     assert [future.result(PATIENT) for future in before] == [1] * 4
@@ -97,43 +106,37 @@ def test_function_is_sent_as_it_is_when_it_is_submitted(change, executor):
     assert [future.result(PATIENT) for future in after] == [2] * 4
 
 
-def test_class_of_an_argument_is_as_it_is_when_it_is_submitted(executor):
-    script = {'__name__': '__main__'}
+def test_class_of_an_argument_is_as_it_is_when_it_is_submitted(executor, script):
     exec('class C:\n    x = 1\ndef f(c): return c.x', script)
     assert executor.submit(script['f'], script['C']()).result(PATIENT) == 1
     script['C'].x = 2
     assert [executor.submit(script['f'], script['C']()).result(PATIENT) for _ in range(4)] == [2] * 4
 
 
-# What a call changes: the next call must find everything as the script has it.
+# What a call changes: the next must find it as the script has it, as it is none of what is in the script's module.
 LEAKS = {
-    'a global': 'n = 0\ndef f(x):\n    global n\n    n += 1\n    return n',
-    'a list': 'seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)',
-    'an array': 'import numpy\ntable = numpy.zeros(50_000)\n'
-                'def f(x):\n    table[0] += 1\n    return int(table[0])',
-    'a default argument': 'def f(x, seen=[]):\n    seen.append(x)\n    return len(seen)',
-    'an attribute of the function': 'def f(x):\n    f.n += 1\n    return f.n\nf.n = 0',
     'what it closes over': 'def make():\n    n = 0\n    def f(x):\n        nonlocal n\n        n += 1\n'
                            '        return n\n    return f\nf = make()',
     'an object': 'class C:\n    n = 0\n    def __call__(self, x):\n        self.n += 1\n'
                  '        return self.n\nf = C()',
-    'a class': 'class C:\n    n = 0\ndef f(x):\n    C.n += 1\n    return C.n',
+    'an object whose method it is': 'class C:\n    n = 0\n    def f(self, x):\n        self.n += 1\n'
+                                    '        return self.n\nf = C().f',
     'an iterator': 'import itertools\ndef make(it):\n    return lambda x: next(it)\n'
                    'f = make(itertools.count(1))',
+    'a partial': 'import functools\ndef g(seen, x):\n    seen.append(x)\n    return len(seen)\n'
+                 'f = functools.partial(g, [])',
 }
 
 
 @pytest.mark.parametrize('what', LEAKS)
-def test_what_a_call_changes_does_not_reach_the_next(what, executor):
-    script = {'__name__': '__main__'}
+def test_what_a_call_changes_in_its_own_function_does_not_reach_the_next(what, executor, script):
     exec(LEAKS[what], script)
     assert list(executor.map(script['f'], range(12))) == [1] * 12
     assert [executor.submit(script['f'], 0).result(PATIENT) for _ in range(4)] == [1] * 4
 
 
-def test_classes_of_the_script_stay_themselves(executor):
+def test_classes_of_the_script_stay_themselves(executor, script):
     """An instance that comes back, or meets a function that was sent before, is still one of that class."""
-    script = {'__name__': '__main__'}
     exec(textwrap.dedent('''
         import enum
         class Tile: pass
@@ -153,9 +156,10 @@ def test_classes_of_the_script_stay_themselves(executor):
         executor.submit(script['fails']).result(PATIENT)
 
 
-def test_result_does_not_change_a_class_of_the_script(executor):
-    """It brings its class along, as that was when the call was submitted."""
-    script = {'__name__': '__main__'}
+@pytest.mark.parametrize('where', ['script', 'dict'])
+def test_result_does_not_change_a_class_of_the_script(where, executor, script):
+    """It may bring its class along, as that was when the call was submitted."""
+    script = script if where == 'script' else {'__name__': '__main__'}
     exec('import time\nclass C:\n    x = 1\ndef f(s):\n    time.sleep(s)\n    return C()', script)
     futures = [executor.submit(script['f'], 1.0) for _ in range(4)]
     script['C'].x = 2
