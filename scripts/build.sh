@@ -7,6 +7,8 @@
 #       the main image: your main script on top of the worker image, for scripts/submit.sh. Each FILE is a module, a
 #       folder or a data file that the script finds beside itself. Build the worker image first.
 #
+# Each build starts afresh: name again what the one before was given.
+#
 #   --no-push          leave the image on this computer, as rios_awsbatch or rios_awsbatch_main; needs no AWS
 #   --platform NAME    the kind of image with --no-push, linux/amd64 or linux/arm64 (that of this computer). An image
 #                      that is pushed is of the kind that the stack's computers run; where this computer is of the
@@ -18,22 +20,25 @@
 # From the environment:
 #   EXTRA_PACKAGES   Debian or Ubuntu packages to add, separated by spaces: 'python3-skimage python3-scipy'
 #   PIP_PACKAGES     packages of the Python Package Index to add: 'pystac-client odc-stac>=0.3'
+#   PYTHON           the Python that runs your script: .venv/bin/python where there is one, else python3
 #   RIOS_VERSION     X.Y.Z for that release of RIOS, or 'none'. Unset, the image gets a copy of the RIOS that
-#                    your python3 imports (PYTHON names another), or none where there is none
-#   BASE_IMAGE       an image with apt-get to start from, instead of ubuntu:24.04
+#                    your Python imports, or none where there is none
+#   BASE_IMAGE       an image with apt-get to start from, instead of the Debian or Ubuntu that has your Python
 #   DOCKER           the command that builds: docker, podman, buildah, 'sudo docker'
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-BASE_IMAGE=${BASE_IMAGE:-ubuntu:24.04}
-PYTHON=${PYTHON:-python3}
+BASE_IMAGE=${BASE_IMAGE:-}
 read -r -a ENGINE <<<"${DOCKER:-docker}"
 # Without this, Docker's builder adds a record of the build that ECR shows as a second image, without a tag.
 export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 
 MAIN='' PLATFORM='' PUSH=yes FILES=()
+HERE=''             # the version of PYTHON, as 3.12; nothing where that cannot be told
+CLOUDPICKLE=''      # what pip adds, so that it is of the same major version here and there
+COMMAND=''          # this command as it was given, but for BASE_IMAGE
 
 read_options() {
     while [[ $# -gt 0 ]]; do
@@ -48,6 +53,27 @@ read_options() {
             *) FILES+=("$1") ;;
         esac
         shift
+    done
+}
+
+# quote WORD: as one types it.
+quote() {
+    if [[ $1 =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+        printf '%s' "$1"
+    else
+        printf "'%s'" "${1//\'/\'\\\'\'}"
+    fi
+}
+
+# command_given [ARGUMENT...]: what was typed.
+command_given() {
+    local name word
+    for name in EXTRA_PACKAGES PIP_PACKAGES RIOS_VERSION DOCKER PYTHON; do
+        [[ -z ${!name:-} ]] || printf '%s=%s ' "$name" "$(quote "${!name}")"
+    done
+    quote "$0"
+    for word in "$@"; do
+        printf ' %s' "$(quote "$word")"
     done
 }
 
@@ -66,6 +92,47 @@ check_files() {
         [[ -n $MAIN || ($name != worker.py && $name != rios_awsbatch.py) ]] ||
             die "the image holds a $name already. Give '$file' another name."
     done
+}
+
+# ask_python CODE: what PYTHON prints; nothing where it fails.
+ask_python() {
+    "$PYTHON" -c "$1" 2>/dev/null || true
+}
+
+# base_image VERSION: what has this Python as its own; nothing where we know none.
+base_image() {
+    case $1 in
+        3.10) echo ubuntu:22.04 ;;
+        3.11) echo debian:12-slim ;;
+        3.12) echo ubuntu:24.04 ;;
+        3.13) echo debian:13-slim ;;
+        3.14) echo ubuntu:26.04 ;;
+    esac
+}
+
+# Functions travel as bytecode, which one Python 3.x cannot run for another.
+choose_base() {
+    [[ ! -x $ROOT/.venv/bin/python ]] || PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+    PYTHON=${PYTHON:-python3}
+    HERE=$(ask_python 'import sys; print("%d.%d" % sys.version_info[:2])')
+    [[ -z $BASE_IMAGE ]] || return 0
+    [[ -n $HERE ]] ||
+        die "'$PYTHON' does not run. Name the Python that runs your script: PYTHON=/path/to/python3 $0 ..."
+    BASE_IMAGE=$(base_image "$HERE")
+    [[ -n $BASE_IMAGE ]] ||
+        die "'$PYTHON' is Python $HERE, and we know no Debian or Ubuntu that has it. Name an image that does, with apt-get and python3-gdal (BASE_IMAGE=...), or another Python that runs your script (PYTHON=...)."
+}
+
+# Their pickles are cloudpickle's, of the same major version. Debian 12 and Ubuntu 22.04 have 2, pip brings 3. What the
+# base has of its own pip leaves as it is, where that will do.
+choose_cloudpickle() {
+    local major
+    [[ ${PIP_PACKAGES:-} != *cloudpickle* ]] || return 0
+    major=$(ask_python 'import cloudpickle; print(cloudpickle.__version__.split(".")[0])')
+    case $BASE_IMAGE,$major in
+        *, | ubuntu:22.04,2 | debian:12-slim,2 | ubuntu:24.04,3 | debian:13-slim,3 | ubuntu:26.04,3) ;;
+        *) CLOUDPICKLE="cloudpickle==$major.*" ;;
+    esac
 }
 
 # The kind of image: that of the stack's computers, as linux/arm64, since one of another kind would end there with
@@ -170,14 +237,15 @@ add_rios() {
 }
 
 build_worker() {
-    local image=$1 version release=${RIOS_VERSION:-none}
+    local image=$1 version release=${RIOS_VERSION:-none} packages=${PIP_PACKAGES:-}
     version=$(sed -n "s/^__version__ = ['\"]\(.*\)['\"].*/\1/p" "$ROOT/rios_awsbatch.py")
     cp "$ROOT/rios_awsbatch.py" "$ROOT/worker.py" "$WORK/files"
     add_rios "$WORK/files"
-    say "Building $image"
+    say "Building $image from $BASE_IMAGE"
     build "$image" "$ROOT/Dockerfile" "$WORK/files" \
         --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "VERSION=$version" \
-        --build-arg "EXTRA_PACKAGES=${EXTRA_PACKAGES:-}" --build-arg "PIP_PACKAGES=${PIP_PACKAGES:-}" \
+        --build-arg "EXTRA_PACKAGES=${EXTRA_PACKAGES:-}" \
+        --build-arg "PIP_PACKAGES=$packages${CLOUDPICKLE:+${packages:+ }$CLOUDPICKLE}" \
         --build-arg "RIOS_VERSION=${release#none}"
 }
 
@@ -205,27 +273,28 @@ image_python() {
     fi 2>/dev/null
 }
 
-# Functions travel as byte code, which one Python 3.x cannot run for another.
 compare_python() {
-    local there here base
+    local there base
     there=$(image_python "$1")
-    here=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 0
-    if [[ $there =~ ^3\.[0-9]+$ && $there != "$here" ]]; then
-        case $here in
-            3.10) base=ubuntu:22.04 ;;
-            3.11) base=debian:12 ;;
-            3.12) base=ubuntu:24.04 ;;
-            3.13) base=debian:13 ;;
-            *) base='an image whose python3 is that' ;;
-        esac
-        warn "the image has Python $there, but '$PYTHON' here is Python $here: a main script run here cannot use these workers. Either build an image with Python $here (BASE_IMAGE=$base), or run the main script as a job too (scripts/build.sh --main, then scripts/submit.sh)."
+    [[ $there =~ ^3\.[0-9]+$ && -n $HERE && $there != "$HERE" ]] || return 0
+    base=$(base_image "$HERE")
+    if [[ -n $base && $base != "$BASE_IMAGE" ]]; then
+        base="run: BASE_IMAGE=$base $COMMAND"
+    else
+        base="name with BASE_IMAGE an image whose python3 is that"
     fi
+    warn "the image has Python $there, but '$PYTHON' here is Python $HERE: a main script run here cannot use these workers. Either run the main script as a job too (scripts/build.sh --main, then scripts/submit.sh), or, for an image with Python $HERE, $base"
 }
 
 # ---------------------------------------------------------------------------------------------------------------
 
+COMMAND=$(command_given "$@")
 read_options "$@"
 check_files
+if [[ -z $MAIN ]]; then
+    choose_base
+    choose_cloudpickle
+fi
 check_engine
 if [[ -n $PUSH ]]; then
     require_stack

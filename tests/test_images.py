@@ -4,15 +4,17 @@ The promises of build.sh and submit.sh: an image for the workers, and a main scr
 The other scripts are in test_scripts.py, what the jobs may do in test_permissions.py.
 """
 import concurrent.futures
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    ROOT, another_aws, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
+    PATIENCE, ROOT, another_aws, copy_of_the_tree, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -24,12 +26,32 @@ def argument(call, name):
     return [value for option, value in zip(call['words'], call['words'][1:]) if option == name]
 
 
-def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker):
+def build_arguments(docker):
+    build = docker.calls()[docker.verbs().index('build')]
+    return dict(item.split('=', 1) for item in argument(build, '--build-arg'))
+
+
+def python_of(folder, version, cloudpickle=None):
+    """A Python without RIOS that takes itself for another version, and has this version of cloudpickle."""
+    script = folder / 'python.py'
+    script.write_text(
+        'import sys, types\n'
+        f'sys.version_info = ({version.replace(".", ", ")}, 1)\n'
+        f'sys.modules["cloudpickle"] = {cloudpickle!r} and types.SimpleNamespace(__version__={cloudpickle!r})\n'
+        'sys.modules["rios"] = None\n'
+        'exec(sys.argv[2])\n')
+    path = folder / f'python{version}'
+    path.write_text('#!/bin/sh\nexec "{}" -S "{}" "$@"\n'.format(sys.executable, script))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, tmp_path):
     stack = Stack(InstanceTypes='c7g', Architecture='ARM64').create()
-    docker.set(says={'run': '{}.{}'.format(*sys.version_info), 'inspect': 'arm64'})
+    docker.set(says={'run': '3.12', 'inspect': 'arm64'})
     done = stack.run('build.sh', path=docker.path, env={
         'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3', 'RIOS_VERSION': '2.0.6',
-        'BASE_IMAGE': 'debian:12', 'PYTHON': sys.executable})
+        'BASE_IMAGE': 'debian:12', 'PYTHON': python_of(tmp_path, '3.12', cloudpickle='3.1')})
     image = stack.client('batch').describe_job_definitions(
         jobDefinitionName=stack.outputs()['BatchProcessingJobDefinitionName'])['jobDefinitions'][0][
             'containerProperties']['image']
@@ -40,10 +62,11 @@ def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker):
     assert len(login['input'].strip()) > 10
     assert build['words'][:5] == ['build', '--platform', 'linux/arm64', '--tag', image]
     assert argument(build, '--file') == [str(ROOT / 'Dockerfile')]
-    arguments = dict(item.split('=', 1) for item in argument(build, '--build-arg'))
+    arguments = build_arguments(docker)
     assert arguments == {'BASE_IMAGE': 'debian:12', 'VERSION': rios_awsbatch.__version__,
                          'RIOS_VERSION': '2.0.6',
-                         'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3'}
+                         'EXTRA_PACKAGES': 'python3-scipy gdal-bin',
+                         'PIP_PACKAGES': 'odc-stac>=0.3 cloudpickle==3.*'}
     assert set(build['files']) == {'rios_awsbatch.py', 'worker.py'}
     kind = image.replace(':latest', ':arm64')
     assert tag['words'] == ['tag', image, kind]
@@ -134,12 +157,74 @@ def test_build_takes_the_rios_that_the_user_has(docker, tmp_path):
     assert 'RIOS_VERSION=' in build['words']
 
 
-def test_build_warns_of_another_python_in_the_image(docker):
+# Which version of cloudpickle each has of its own is from packages.debian.org and packages.ubuntu.com.
+@pytest.mark.parametrize('version, cloudpickle, base, pip', [
+    ('3.10', '3.1', 'ubuntu:22.04', 'cloudpickle==3.*'), ('3.10', '2.0', 'ubuntu:22.04', ''),
+    ('3.11', '3.1', 'debian:12-slim', 'cloudpickle==3.*'), ('3.11', '2.2', 'debian:12-slim', ''),
+    ('3.12', '3.1', 'ubuntu:24.04', ''), ('3.13', '3.1', 'debian:13-slim', ''),
+    ('3.13', '2.2', 'debian:13-slim', 'cloudpickle==2.*'), ('3.14', '3.1', 'ubuntu:26.04', ''),
+    ('3.11', None, 'debian:12-slim', '')])
+def test_build_starts_from_what_has_the_python_of_the_user(version, cloudpickle, base, pip, docker, tmp_path):
+    docker.set(says={'run': version})
+    env = {'PYTHON': python_of(tmp_path, version, cloudpickle)}
+    succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'from ' + base)
+    arguments = build_arguments(docker)
+    assert (arguments['BASE_IMAGE'], arguments['PIP_PACKAGES']) == (base, pip)
+
+
+def test_base_image_and_cloudpickle_that_the_user_names_are_taken(docker, tmp_path):
+    env = {'PYTHON': python_of(tmp_path, '3.9', '3.1'), 'BASE_IMAGE': 'debian:11',
+           'PIP_PACKAGES': 'cloudpickle==2.0'}
+    succeeds(run('build.sh', '--no-push', env=env, path=docker.path))
+    arguments = build_arguments(docker)
+    assert (arguments['BASE_IMAGE'], arguments['PIP_PACKAGES']) == ('debian:11', 'cloudpickle==2.0')
+
+
+def test_build_takes_the_python_of_the_virtual_environment_else_python3(docker, tmp_path):
+    root = copy_of_the_tree(tmp_path / 'tree')
+    python_of(docker.path, '3.12')
+    (docker.path / 'python3.12').rename(docker.path / 'python3')
+    succeeds(run('build.sh', '--no-push', env={'PYTHON': None}, path=docker.path, root=root), 'from ubuntu:24.04')
+    folder = root / '.venv' / 'bin'
+    folder.mkdir(parents=True)
+    python_of(folder, '3.13')
+    (folder / 'python3.13').rename(folder / 'python')
+    succeeds(run('build.sh', '--no-push', env={'PYTHON': None}, path=docker.path, root=root), 'from debian:13-slim')
+
+
+@pytest.mark.parametrize('version, said', [
+    ('3.9', "python3.9' is Python 3.9, and we know no .*BASE_IMAGE=.*PYTHON="), (None, "'nosuch' does not run")])
+def test_python_for_which_there_is_no_image_is_told_before_the_build(version, said, docker, tmp_path):
+    python = python_of(tmp_path, version) if version else 'nosuch'
+    refuses(run('build.sh', '--no-push', env={'PYTHON': python, 'BASE_IMAGE': None}, path=docker.path), said)
+    assert docker.verbs() == []
+
+
+def test_build_warns_of_another_python_in_the_image_and_says_the_whole_command(docker, tmp_path):
+    docker.set(says={'run': '3.6'})
+    python, module = python_of(tmp_path, '3.13'), tmp_path / "my module's.py"
+    module.touch()
+    env = {'PYTHON': python, 'BASE_IMAGE': 'debian:9', 'PIP_PACKAGES': 'affine odc-stac>=0.3'}
+    done = run('build.sh', '--no-push', module, env=env, path=docker.path)
+    assert done.returncode == 0
+    said, command = done.stderr.rstrip('\n').split('run: ')
+    assert re.search(r'the image has Python 3.6, but .* is Python 3.13', said), done.stderr
+    docker.set(says={'run': '3.13'})
+    docker.log.unlink()
+    again = subprocess.run(command, shell=True, env={**os.environ, 'PATH': f'{docker.path}:{os.environ["PATH"]}'},
+                           capture_output=True, text=True, timeout=PATIENCE)
+    assert (again.returncode, again.stderr) == (0, ''), again.stderr
+    arguments = build_arguments(docker)
+    assert (arguments['BASE_IMAGE'], arguments['PIP_PACKAGES']) == ('debian:13-slim', env['PIP_PACKAGES'])
+    assert module.name in docker.calls()[1]['files']
+
+
+def test_no_command_is_said_where_we_know_no_image(docker, tmp_path):
     docker.set(says={'run': '3.6'})
     done = run('build.sh', '--no-push', path=docker.path,
-               env={'PYTHON': sys.executable, 'RIOS_VERSION': 'none'})
+               env={'PYTHON': python_of(tmp_path, '3.9'), 'BASE_IMAGE': 'debian:9'})
     assert done.returncode == 0
-    assert re.search(r'the image has Python 3.6, but .* is Python 3.*BASE_IMAGE=', done.stderr), done.stderr
+    assert done.stderr.endswith('name with BASE_IMAGE an image whose python3 is that\n'), done.stderr
 
 
 @pytest.mark.parametrize('step, said', [
