@@ -55,7 +55,7 @@ ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
 # cache is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions. It asks at once
 # for all tiles of a window, up to 200 MB of them, instead of 10; and writes a file of up to 200 MB, instead of 50, with
 # one request, of which nothing is left when the worker is killed. CPL_VSIL_SHOW_NETWORK_STATS=YES says what that saves,
-# and that other settings (chunks, caches, folders not listed) save nothing more: README, "Large images".
+# and that other settings (chunks, caches, folders not listed) save nothing more: docs/large-images.md.
 ENV GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1 CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE=YES \
     GDAL_CACHEMAX=256 GDAL_MAX_RAW_BLOCK_CACHE_SIZE=200000000 VSIS3_CHUNK_SIZE=200
 COPY . /opt/rios_awsbatch/
