@@ -25,7 +25,7 @@ LEAST_BYTES, MOST_PIECES = 5 << 20, 9999
 THREADS = 16
 # Tags of TIFF; the types that values have here, as numpy has them.
 SUBFILE, WIDTH, LENGTH, OFFSETS, COUNTS, METADATA = 254, 256, 257, 324, 325, 42112
-GEO = range(33550, 34738)
+GEO = {*range(33550, 34738), 50844}
 TYPES = {2: 'S1', 3: '<u2', 4: '<u4', 12: '<f8', 16: '<u8'}
 LONG8 = 16
 
@@ -39,7 +39,7 @@ def join(path, pieces, windows, blocksize, vrt):
     sides = whole.RasterYSize, whole.RasterXSize
     depth = pieces_s3.overviews(*sides, blocksize)
     height, width = (max(1, side >> depth + 1) for side in sides)
-    gdal.Translate('/vsimem/small.tif', whole, format='COG', creationOptions=pieces_s3.OPTIONS,
+    gdal.Translate('/vsimem/small.tif', whole, format='COG', creationOptions=pieces_s3.options(whole),
                    resampleAlg='average', width=width, height=height).FlushCache()
     small, small_levels = pieces_s3.read('/vsimem/small.tif'), directories('/vsimem/small.tif')
     gdal.Unlink('/vsimem/small.tif')

@@ -26,7 +26,7 @@ import sys
 
 import cloudpickle
 import numpy as np
-from osgeo import gdal, gdal_array
+from osgeo import gdal
 
 import blocks
 import cog_s3
@@ -41,6 +41,7 @@ cloudpickle.register_pickle_by_value(pieces_s3)
 
 MARGIN = 2
 BANDS = ('NDVI', 'NDVI, mean of 5 x 5 pixels')
+TYPE = gdal.GDT_Float32
 NODATA = -9999.0
 
 
@@ -66,8 +67,12 @@ def main():
         source, made_of = args.input[0], describe(args)
         if len(args.input) > 1:
             source = args.output + '/input.vrt'
-            gdal.BuildVRT(source, args.input, strict=True).FlushCache()
+            if not args.resolution:
+                refuse_other_resolutions(args.input)
+            gdal.BuildVRT(source, args.input, strict=True, resolution=args.resolution).FlushCache()
         image = gdal.Open(source)
+        # An image whose place cannot be kept is an error now, not in the workers.
+        blocks.place(gdal.GetDriverByName('MEM').Create('', 1, 1), image)
         windows = blocks.windows(image, args.blocksize)
         pieces = [f'{args.output}/{pieces_s3.name(window)}' for window in windows]
         if args.cog and len(pieces) > cog_s3.MOST_PIECES:
@@ -82,13 +87,24 @@ def main():
                 made += is_new
                 line.step()
         vrt = args.output + '/mosaic.vrt'
-        pieces_s3.write_vrt(vrt, image, windows, BANDS, NODATA, gdal.GDT_Float32)
+        pieces_s3.write_vrt(vrt, image, windows, BANDS, NODATA, TYPE)
         print(f'{vrt}: {made} blocks computed, {len(windows) - made} kept')
         if args.cog:
             cog_s3.join(args.output + '/mosaic.tif', pieces, windows, args.blocksize, vrt)
             print(f'{args.output}/mosaic.tif: the same as one Cloud Optimized GeoTIFF')
     except (ValueError, RuntimeError, rios_awsbatch.AWSBatchException) as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
+
+
+def refuse_other_resolutions(paths):
+    """GDAL would bring them together by nearest neighbour, without a word."""
+    first, *rest = [gdal.Open(path).GetGeoTransform() for path in paths]
+    for path, place in zip(paths[1:], rest):
+        if not np.allclose(place[1::4], first[1::4], rtol=1e-6, atol=0):
+            raise ValueError(
+                f'{path} has pixels of {place[1]:g} x {-place[5]:g}, but {paths[0]} of {first[1]:g} x '
+                f'{-first[5]:g}. Say what to take, by nearest neighbour: --resolution highest, lowest or '
+                'average')
 
 
 def describe(args):
@@ -98,7 +114,8 @@ def describe(args):
     return {
         'INPUT': hashlib.sha256(repr(inputs).encode()).hexdigest(),
         'FUNCTION': hashlib.sha256(inspect.getsource(compute).encode()).hexdigest(),
-        'PARAMETERS': json.dumps([args.parameters, MARGIN, BANDS, NODATA, args.blocksize])}
+        'PARAMETERS': json.dumps(
+            [args.parameters, MARGIN, BANDS, TYPE, NODATA, args.blocksize, args.resolution])}
 
 
 def make_piece(path, window, source, parameters, made_of, blocksize, resume):
@@ -107,10 +124,10 @@ def make_piece(path, window, source, parameters, made_of, blocksize, resume):
     if resume and gdal.VSIStatL(path) and made_of.items() <= gdal.Open(path).GetMetadata().items():
         return False
     image = gdal.Open(source)
-    piece = gdal_array.OpenArray(compute(blocks.read(image, window, MARGIN), **parameters))
-    place = list(image.GetGeoTransform())
-    place[0], place[3] = gdal.ApplyGeoTransform(place, *window[:2])
-    pieces_s3.describe(piece, image, place, BANDS, NODATA)
+    piece = gdal.GetDriverByName('MEM').Create('', *window[2:], len(BANDS), TYPE)
+    blocks.write(piece, [(0, 0, *window[2:])], [compute(blocks.read(image, window, MARGIN), **parameters)])
+    # GDAL moves what says where the image is to where the window is.
+    pieces_s3.describe(piece, gdal.Translate('', image, format='VRT', srcWin=window), BANDS, NODATA)
     piece.SetMetadata(made_of)
     pieces_s3.write(path, piece, blocksize)
     return True
@@ -125,6 +142,9 @@ def parse_arguments():
     parser.add_argument('--blocksize', type=int, default=4096, help='pixels on each side (default: 4096)')
     parser.add_argument('--red', type=int, default=3, help='band number of red (default: 3)')
     parser.add_argument('--nir', type=int, default=4, help='of near infrared (default: 4)')
+    parser.add_argument(
+        '--resolution', choices=['highest', 'lowest', 'average'],
+        help='of the mosaic, where the inputs differ; the others are resampled by nearest neighbour')
     parser.add_argument('--resume', action='store_true', help='keep the pieces that are there already')
     parser.add_argument('--cog', action='store_true', help='make one file of the pieces, too')
     args = parser.parse_args()

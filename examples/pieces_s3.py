@@ -4,8 +4,10 @@ Pieces of a large raster, each a Cloud Optimized GeoTIFF on S3, and the VRT that
 
 from osgeo import gdal
 
+import blocks
+
 TILE = 512
-OPTIONS = [f'BLOCKSIZE={TILE}', 'COMPRESS=DEFLATE', 'PREDICTOR=YES', 'RESAMPLING=AVERAGE', 'BIGTIFF=YES']
+OPTIONS = [f'BLOCKSIZE={TILE}', 'COMPRESS=DEFLATE', 'RESAMPLING=AVERAGE', 'BIGTIFF=YES']
 
 
 def name(window):
@@ -20,20 +22,26 @@ def overviews(columns, rows, blocksize):
     return min(depth, max(columns, rows).bit_length() - 1)
 
 
-def describe(dataset, image, place, names, nodata):
-    """Say where on Earth a raster is (`place` is its geotransform) and what its bands hold."""
-    dataset.SetSpatialRef(image.GetSpatialRef())
-    dataset.SetGeoTransform(place)
+def describe(dataset, like, names, nodata):
+    """Say where on Earth a raster is (where `like` is) and what its bands hold."""
+    blocks.place(dataset, like)
     for number, text in enumerate(names, start=1):
         dataset.GetRasterBand(number).SetDescription(text)
         dataset.GetRasterBand(number).SetNoDataValue(nodata)
+
+
+def options(dataset):
+    """How a Cloud Optimized GeoTIFF of it is made; no predictor is for complex numbers."""
+    is_complex = gdal.DataTypeIsComplex(dataset.GetRasterBand(1).DataType)
+    return [*OPTIONS, f'PREDICTOR={"NO" if is_complex else "YES"}']
 
 
 def write(path, dataset, blocksize):
     """Write a piece; it appears whole or not at all."""
     temporary = '/vsimem/' + path.rpartition('/')[2]
     count = overviews(dataset.RasterXSize, dataset.RasterYSize, blocksize)
-    gdal.GetDriverByName('COG').CreateCopy(temporary, dataset, options=[*OPTIONS, f'OVERVIEW_COUNT={count}'])
+    gdal.GetDriverByName('COG').CreateCopy(
+        temporary, dataset, options=[*options(dataset), f'OVERVIEW_COUNT={count}'])
     try:
         put(path, read(temporary))
     finally:
@@ -63,7 +71,7 @@ def write_vrt(path, image, windows, names, nodata, data_type):
     """
     size = image.RasterXSize, image.RasterYSize
     vrt = gdal.GetDriverByName('VRT').Create('', *size, len(names), data_type)
-    describe(vrt, image, image.GetGeoTransform(), names, nodata)
+    describe(vrt, image, names, nodata)
     bands = vrt.GetMetadata('xml:VRT')[0].split('</VRTRasterBand>')
     for number in range(1, len(bands)):
         bands[number - 1] += ''.join(

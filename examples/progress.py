@@ -33,7 +33,7 @@ class Progress:
         self.stats = stats
         self.line = LiveLine(total) if tqdm and sys.stderr.isatty() else PlainLine(total)
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._redraw, daemon=True)
+        self.thread = threading.Thread(target=self._redraw)
 
     def __enter__(self):
         self.thread.start()
@@ -49,7 +49,8 @@ class Progress:
         self.line.step()
 
     def _redraw(self):
-        while not self.stopped.wait(REDRAW_SECONDS):
+        # Python waits for this thread: nothing is drawn while it ends.
+        while not self.stopped.wait(REDRAW_SECONDS) and threading.main_thread().is_alive():
             self.line.show(self._workers())
 
     def _workers(self):

@@ -19,8 +19,7 @@ def focal_mean(pixels):
 if __name__ == '__main__':
     raster = gdal.Open(sys.argv[1])
     windows = blocks.windows(raster, 256)
-    output = blocks.create(sys.argv[2], raster, bands=raster.RasterCount)
-    with rios_awsbatch.AWSBatchExecutor(max_workers=4) as executor:
+    with blocks.create(sys.argv[2], raster, bands=raster.RasterCount) as output, \
+            rios_awsbatch.AWSBatchExecutor(max_workers=4) as executor:
         pixels = (blocks.read(raster, window, margin=2) for window in windows)
         blocks.write(output, windows, executor.map(focal_mean, pixels, buffersize=16))
-    output.FlushCache()

@@ -34,44 +34,29 @@ cloudpickle.register_pickle_by_value(texture)
 def main():
     args = parse_arguments()
     bands, margin = [args.red, args.nir], max(args.radius)
-    try:
-        image = open_image(args.input, bands)
-        if os.path.realpath(args.input) == os.path.realpath(args.output):
-            raise ValueError(f'{args.output} is the input: choose another name for the output')
-        blocksize = args.blocksize or good_blocksize(image)
-        # It takes its name when it is whole.
-        part = args.output + '.part'
-        output = create_output(part, image, args.radius, blocksize)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
+    with contextlib.ExitStack() as stack:
+        try:
+            image = open_image(args.input, bands)
+            if os.path.realpath(args.input) == os.path.realpath(args.output):
+                raise ValueError(f'{args.output} is the input: choose another name for the output')
+            blocksize = args.blocksize or good_blocksize(image)
+            output = stack.enter_context(create_output(args.output, image, args.radius, blocksize))
+        except (ValueError, RuntimeError) as error:
+            sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
 
-    nodata = blocks.nodata(image.GetRasterBand(args.red))
-    work = functools.partial(texture_pixels, nodata=nodata, radii=args.radius)
-    windows = blocks.windows(image, blocksize)
-    pixels = (blocks.read(image, window, margin, bands) for window in windows)
-    try:
+        nodata = blocks.nodata(image.GetRasterBand(args.red))
+        work = functools.partial(texture_pixels, nodata=nodata, radii=args.radius)
+        windows = blocks.windows(image, blocksize)
+        pixels = (blocks.read(image, window, margin, bands) for window in windows)
         start = time.monotonic()
         if args.serial:
             with progress.Progress(len(windows)) as line:
                 blocks.write(output, windows, map(work, pixels), line.step)
             by = 'by one process'
         else:
-            with rios_awsbatch.AWSBatchExecutor(max_workers=args.workers) as executor, \
-                    progress.Progress(len(windows), executor.stats) as line:
-                # Only a few blocks are under way at a time: reading never runs far ahead of the work.
-                results = executor.map(work, pixels, buffersize=4 * args.workers)
-                blocks.write(output, windows, results, line.step)
-                by = f'by {args.workers} workers ({blocks_per_worker(executor)})'
+            by = compute_on_aws(args.workers, work, pixels, windows, output)
         seconds = time.monotonic() - start
         finish_output(output)
-    except BaseException as error:
-        output = None
-        os.remove(part)
-        if isinstance(error, rios_awsbatch.AWSBatchException):
-            sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
-        raise
-    output = None
-    os.replace(part, args.output)
 
     print(f'{args.output}: {len(windows)} blocks in {seconds:.1f} s {by}')
     if args.preview:
@@ -79,6 +64,19 @@ def main():
         print(f'{args.preview}: false colour, NDVI, texture')
     if args.check:
         check(args.output, windows, lambda window: work(blocks.read(image, window, margin, bands)))
+
+
+def compute_on_aws(workers, work, pixels, windows, output):
+    """Have the blocks computed, and write them; who did it."""
+    try:
+        with rios_awsbatch.AWSBatchExecutor(max_workers=workers) as executor, \
+                progress.Progress(len(windows), executor.stats) as line:
+            # Only a few blocks are under way at a time: reading never runs far ahead of the work.
+            results = executor.map(work, pixels, buffersize=4 * workers)
+            blocks.write(output, windows, results, line.step)
+            return f'by {workers} workers ({blocks_per_worker(executor)})'
+    except rios_awsbatch.AWSBatchException as error:
+        sys.exit(f'{os.path.basename(sys.argv[0])}: {error}')
 
 
 def texture_pixels(pixels, nodata, radii):
@@ -104,13 +102,14 @@ def good_blocksize(image):
     return max(16, min(256, round(side / 16) * 16))
 
 
+@contextlib.contextmanager
 def create_output(path, image, radii, blocksize):
     """An empty GeoTIFF with a band for each measure."""
     names = texture.band_names(radii)
-    output = blocks.create(path, image, len(names), size=blocksize, nodata=texture.NODATA)
-    for number, name in enumerate(names, start=1):
-        output.GetRasterBand(number).SetDescription(name)
-    return output
+    with blocks.create(path, image, len(names), size=blocksize, nodata=texture.NODATA) as output:
+        for number, name in enumerate(names, start=1):
+            output.GetRasterBand(number).SetDescription(name)
+        yield output
 
 
 def finish_output(output):

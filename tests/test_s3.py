@@ -23,6 +23,7 @@ from osgeo_utils.samples import validate_cloud_optimized_geotiff
 import rios_awsbatch
 from tests.helpers import (
     EXAMPLES, PATIENCE, ROOT, SCENE, Stack, another_aws, local_aws, user_with_main_policy, wait_until, write_main)
+from tests.test_pixels import assert_same_place, locate
 from tests.rios_sources import every
 
 import mosaic_s3    # one of the examples
@@ -222,6 +223,44 @@ def test_resume_keeps_what_the_same_input_function_and_parameters_have_made(scie
     (changed / 'mosaic_s3.py').write_text(text.replace('red + nir > 0', 'red + nir > 1', 1))
     script = quick_mosaic(tmp_path, changed)
     assert made('--resume', '--red', 2)
+
+
+def in_one_process(whole):
+    margin = mosaic_s3.MARGIN
+    return mosaic_s3.compute(numpy.pad(whole.ReadAsArray(), [(0, 0), (margin, margin), (margin, margin)]), red=3, nir=4)
+
+
+def test_mosaic_and_its_cog_are_where_the_ground_control_points_are(scientist, tmp_path):
+    path = tiled(tmp_path / 'points.tif', 800)
+    image = gdal.Open(str(path), gdal.GA_Update)
+    locate(image, 'points and RPC')
+    image = None
+    scene, image = scientist.upload(path, 'in/points.tif'), gdal.Open(str(path))
+    scientist.run(quick_mosaic(tmp_path), scene, 's3://mosaics/out/points', '--workers', 2, '--blocksize', 512, '--cog')
+    folder = scientist.download('out/points/')
+    for name in ('mosaic.vrt', 'mosaic.tif'):
+        made = gdal.Open(str(folder / name))
+        assert_same_place(made, image)
+        assert numpy.array_equal(made.ReadAsArray(), in_one_process(image))
+    assert_same_place(gdal.Open(str(folder / '0000512_0000512.tif')), image, 512, 512)
+    assert_is_cog(folder / 'mosaic.tif')
+
+
+def test_mosaic_of_different_resolutions_has_the_one_that_was_said(scientist, tmp_path):
+    paths = [tmp_path / 'coarse.tif', tmp_path / 'fine.tif']
+    scene = gdal.Open(str(SCENE))
+    place = list(scene.GetGeoTransform())
+    gdal.Translate(str(paths[0]), scene)
+    place[0] += 100 * place[1]
+    place[1], place[5] = place[1] / 2, place[5] / 2
+    gdal.Translate(str(paths[1]), scene).SetGeoTransform(place)
+    names = [scientist.upload(path, 'in/' + path.name) for path in paths]
+    script, output = quick_mosaic(tmp_path), 's3://mosaics/out/two'
+    scientist.run(script, *names, output, '--workers', 2, '--resolution', 'highest')
+    made = gdal.Open(str(scientist.download('out/two/') / 'mosaic.vrt'))
+    whole = gdal.BuildVRT('', list(map(str, paths)), resolution='highest')
+    assert made.GetGeoTransform() == whole.GetGeoTransform() and made.GetGeoTransform()[1] == place[1]
+    assert numpy.array_equal(made.ReadAsArray(), in_one_process(whole))
 
 
 COUNTS = '''
