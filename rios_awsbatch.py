@@ -106,6 +106,7 @@ REGION = (os.environ.get('RIOS_AWSBATCH_REGION') or os.environ.get('AWS_REGION')
 # How long things may take, in seconds.
 LEASE_SECONDS = 180         # workers look every quarter of it whether the main script has lived since
 WATCH_SECONDS = 5           # how often the Batch jobs are looked at
+FORGOTTEN_SECONDS = 3600    # a job of which Batch knows nothing is not a new one any more, but gone
 TELL_SECONDS = 300          # how often it is logged that no worker is up yet, or that AWS is still away
 VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one after this
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
@@ -164,7 +165,7 @@ class _RemoteTraceback(Exception):
 AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 # What AWS, or botocore in the name of an exception, calls what it means.
 _EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired', 'SSOError',
-            'TokenRetrievalError', 'CredentialRetrievalError'}
+            'TokenRetrievalError', 'CredentialRetrievalError', 'LoginError'}
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _AWAY = {'HTTPClientError', 'ConnectionError'}
@@ -212,7 +213,7 @@ def is_one_of(error, names):
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
     status = getattr(error, 'response', {}).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-    return status >= 500 or is_one_of(error, _AWAY | _THROTTLED)
+    return status >= 500 or is_one_of(error, _AWAY | _THROTTLED | _CUT)
 
 
 def explain(error, doing):
@@ -1057,8 +1058,9 @@ class Channel:
 
     def connect(self, session=None):
         """Make the clients, with the credentials that there are now unless a session is given."""
-        self.session = session or new_session()
-        self.sqs, self.s3 = self.client('sqs'), self.client('s3')
+        self.session = session = session or new_session()
+        self.sqs, self.s3 = (
+            make_client(service, session, self.requests, self.region) for service in ('sqs', 's3'))
         return self
 
     def client(self, service):
@@ -1299,9 +1301,10 @@ class _Report:
 
     def note(self, kind, **record):
         """Append a line. A report that cannot be written any more is no reason to stop."""
-        if self.file is not None:
+        file = self.file
+        if file is not None:
             try:
-                os.write(self.file, (json.dumps(dict({'is': kind}, **record), default=str) + '\n').encode())
+                os.write(file, (json.dumps(dict({'is': kind}, **record), default=str) + '\n').encode())
             except OSError as error:
                 self.file = None
                 log.warning('Run %s: its report cannot be written any more: %s', self.run_id, error)
@@ -1315,7 +1318,8 @@ class _MainChannel(Channel):
     """
     def __init__(self, run_id, bucket, life, is_over):
         super().__init__(run_id, secrets.token_bytes(32), bucket, None, None, REGION)
-        self.life, self.is_over, self.opened = life, is_over, time.monotonic()
+        self.life, self.is_over = life, is_over
+        self.opened = 0                     # when the queues were made
         self.warned = None, 0               # what was logged last, and when it is to be logged again
         self.batch = None
 
@@ -1331,18 +1335,20 @@ class _MainChannel(Channel):
             Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
                         'MessageRetentionPeriod': str(RETENTION_SECONDS)})['QueueUrl']
             for way in ('in', 'out'))
+        self.opened = time.monotonic()
 
     def persist(self, doing, request):
         """
-        Make an AWS request, again and again while AWS is away or the login has expired; None when the run is
-        over. Raises AWSBatchException where AWS refuses it for a reason that does not pass.
+        Make an AWS request, again and again while AWS is away or the login has expired. None means that the
+        run is over, and nothing else: so nobody waits for what was not done. Raises AWSBatchException where
+        AWS refuses it for a reason that does not pass.
         """
         while not self.life.ended.is_set():
             try:
                 return request()
             except AWS_ERRORS as error:
                 no_queue, expired = is_one_of(error, NO_QUEUE), is_one_of(error, _EXPIRED)
-                if self.is_over() or self.life.closing and no_queue:
+                if self.is_over():
                     break
                 # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
                 new = no_queue and time.monotonic() < self.opened + 10
@@ -1351,7 +1357,8 @@ class _MainChannel(Channel):
                 self._warn(explain(error, doing), expired)
                 self.life.ended.wait(1)
                 if expired:                 # logged in again? New clients look for it.
-                    self.connect()
+                    with contextlib.suppress(*AWS_ERRORS, AWSBatchException):
+                        self.connect()
         return None
 
     def _warn(self, error, expired):
@@ -1448,7 +1455,9 @@ class _Calls:
                 call.set_exception(error)
             else:
                 call.set_result(result)
-        finally:
+        except SystemExit:                  # Python logs what else a callback raises
+            log.exception('A callback of %s failed', call.label)
+        finally:                            # not before, so that no run ends in the middle of a callback
             self.remove(call)
             self.settled()
         return True
@@ -1499,6 +1508,8 @@ class _Outbox:
     def revoke(self, call):
         """A call was cancelled: it need not be computed any more."""
         self.cancelled.put(call)
+        if self.life.ended.is_set():        # take_back() may have read its last
+            call.claim()
 
     def gone(self, number):
         """A worker has computed the call of this id, though it was cancelled, so it is not in the queue."""
@@ -1515,7 +1526,8 @@ class _Outbox:
         """Thread: seal the calls that take time, several at once, and send those that fill a batch alone."""
         for call in iter(self.large.get, None):
             self._seal(call)
-            if call.message is not None and 2 * size_of(call.message) > MESSAGE_BYTES:
+            wanted = call.message is not None and call.id in self.calls     # else it was cancelled meanwhile
+            if wanted and 2 * size_of(call.message) > MESSAGE_BYTES:
                 self._send_together([call])
             call.prepared.set()
             del call                # nothing here may keep a future, and so its result
@@ -1546,7 +1558,7 @@ class _Outbox:
             elif not call.prepared.wait(0 if together else None):
                 break
             self.total_sent = max(self.total_sent, call.total_put)
-            if call.message is not None:
+            if call.message is not None and call.id in self.calls:
                 together.append(call)
             call = self.waiting.get() if self.waiting.qsize() else None
         self._send_together(together)
@@ -1569,18 +1581,21 @@ class _Outbox:
     def take_back(self):
         """Thread: take cancelled calls out of the queue, so that no worker begins them."""
         revoked = set()                     # ids of cancelled calls that may be in the queue
+        found = False                       # whether the last search has found some
         while not self.life.ended.is_set():
-            for item in self.cancelled.take(TAKE_BACK_AGAIN if revoked else None):
-                if isinstance(item, int):
-                    revoked.discard(item)
-                elif item is not None:
-                    item.claim()            # nobody else settles it, and wait() and as_completed() see it
-                    if item.sent_at:
-                        revoked.add(item.id)
-            item = None                     # nothing here may keep a future
+            self._read_cancelled(revoked, 0 if found else TAKE_BACK_AGAIN if revoked else None)
             # A few among very many are not looked for: workers compute them, and the answers are dropped.
-            while 2 * len(revoked) > len(self.calls) and self._search(revoked):
-                pass
+            found = 2 * len(revoked) > len(self.calls) and self._search(revoked)
+        self._read_cancelled(revoked, 0)    # the rest, since somebody may wait for them
+
+    def _read_cancelled(self, revoked, timeout):
+        for item in self.cancelled.take(timeout):
+            if isinstance(item, int):
+                revoked.discard(item)
+            elif item is not None:
+                item.claim()                # nobody else settles it, and wait() and as_completed() see it
+                if item.sent_at:
+                    revoked.add(item.id)
 
     def _search(self, revoked):
         """Look through the queue for a while; whether it is worth going on."""
@@ -1670,6 +1685,7 @@ class _Inbox:
         times['arrived'] = time.time()
         if call is None:            # answered before by another worker, or cancelled
             self.run.report.note('unwanted', **times)
+            self._delete_later(received.object)
             return self.run.outbox.gone(answer.id)
         opened = self._open(call, answer, received)
         if opened is None:          # the run is over
@@ -1699,6 +1715,8 @@ class _Inbox:
                 return result, None
             error, remote = result
             error.__cause__ = _RemoteTraceback(remote)
+        except AWSBatchException as problem:
+            error = problem
         except Refused as refused:
             log.warning('Run %s: the result of %s was refused: %s', self.run.id, call.label, refused)
             error = AWSBatchException(f'The result of {call.label} was tampered with on its way: {refused}.')
@@ -1713,9 +1731,11 @@ class _Inbox:
         """Objects go in large groups, and during the run: one of days would pay for terabytes else."""
         self.spent.extend(filter(None, names))
         if len(self.spent) >= DELETE_OBJECTS // 10:
+            some = []
             with contextlib.suppress(IndexError):       # the other collector is at it, too
-                some = [self.spent.popleft() for _ in range(len(self.spent))]
-                self.channel.persist('deleting objects', lambda: self.channel.delete_objects(some))
+                while len(some) < DELETE_OBJECTS:
+                    some.append(self.spent.popleft())
+            self.channel.persist('deleting objects', lambda: self.channel.delete_objects(some))
 
 
 # ---- A run: its workers ------------------------------------------------------------------------------
@@ -1770,6 +1790,7 @@ class _BatchJobs:
         self.request = request              # of every job of the run
         self.overrides = {'resourceRequirements': resources} if resources else {}
         self.submitted = set()              # ids, of arrays and not of their children
+        self.doubtful = False               # whether there may be a job of which no answer has told
 
     def configure(self, settings):
         """Take what every worker is told (JobSettings), before the first are submitted."""
@@ -1779,22 +1800,24 @@ class _BatchJobs:
         """Submit an array job of workers, numbered from `first`; a plain job for one. Their ids (list)."""
         variables = dataclasses.replace(self.settings, first=first).to_env()
         array = {'arrayProperties': {'size': count}} if count > 1 else {}
+        doubtful, self.doubtful = self.doubtful, True
         answer = self.channel.batch.submit_job(**self.request, **array, containerOverrides=dict(
             self.overrides, environment=[{'name': name, 'value': variables[name]} for name in variables]))
         job_id = answer['jobId']
         self.submitted.add(job_id)
-        if answer['ResponseMetadata'].get('RetryAttempts'):
-            self._end_twins()
+        self.doubtful = doubtful or bool(answer['ResponseMetadata'].get('RetryAttempts'))
         return [f'{job_id}:{index}' for index in range(count)] if array else [job_id]
 
-    def _end_twins(self):
+    def end_twins(self):
         """AWS may have carried out a request whose answer was lost: one job is enough."""
-        found = self.channel.batch.list_jobs(
-            jobQueue=self.request['jobQueue'],
-            filters=[{'name': 'JOB_NAME', 'values': [self.request['jobName']]}])
-        for job in found['jobSummaryList']:
-            if job['status'] not in ENDED and job['jobId'] not in self.submitted:
-                self.channel.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+        if self.doubtful:
+            found = self.channel.batch.list_jobs(
+                jobQueue=self.request['jobQueue'],
+                filters=[{'name': 'JOB_NAME', 'values': [self.request['jobName']]}])
+            for job in found['jobSummaryList']:
+                if job['status'] not in ENDED and job['jobId'] not in self.submitted:
+                    self.channel.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+            self.doubtful = False
 
     def describe(self, job_ids):
         """What Batch says of jobs (dict by id), a hundred of them in a request."""
@@ -1877,7 +1900,7 @@ class _Keeper:
 
     def wait_for(self, count, timeout):
         """Wait until so many workers are up; how many are up (int)."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline, count = None if timeout is None else time.monotonic() + timeout, min(count, self.asked)
         self.awaited.append(count)
         try:
             while len(self.up) < count and self.life.is_open and not (
@@ -1910,17 +1933,19 @@ class _Keeper:
             worker = _Worker(str(self.started), job_id)
             self.workers[worker.number] = worker
             self.started += 1
+        self.jobs.end_twins()
 
     def stop(self, orderly):
         """End the workers: ask them, if all are up and it is to be `orderly`; terminate them else."""
         if orderly and all(worker.number in self.up or worker.said_bye for worker in self.workers.values()):
-            stop, _ = self.channel.seal(Message('stop'))
-            self.channel.send(self.channel.in_queue, [stop] * len(self.up))
-            deadline = time.monotonic() + STOP_SECONDS
-            while self.up and time.monotonic() < deadline:
-                self._read_mail(0.05)
-            if not self.up:
-                return
+            with contextlib.suppress(*AWS_ERRORS):      # else they are terminated
+                stop, _ = self.channel.seal(Message('stop'))
+                self.channel.send(self.channel.in_queue, [stop] * len(self.up))
+                deadline = time.monotonic() + STOP_SECONDS
+                while self.up and time.monotonic() < deadline:
+                    self._read_mail(0.05)
+                if not self.up:
+                    return
         self.jobs.terminate(self._by_job(), 'The main script has ended the run')
         # No worker writes another object once it has ended.
         deadline = time.monotonic() + STOP_SECONDS
@@ -1944,8 +1969,8 @@ class _Keeper:
 
     def _hello(self, hello):
         worker = self.workers.get(hello.worker)
-        if worker is None or hello.attempt <= worker.attempt:
-            return                          # Batch says that it has ended, or SQS delivers this twice
+        if worker is None or worker.said_bye or hello.attempt <= worker.attempt:
+            return                          # it has ended, or SQS delivers this twice, or late
         if worker.number in self.up:
             self._lost([worker.number], 'AWS Batch has started it again')
         worker.attempt, self.ever_up = hello.attempt, True
@@ -2002,8 +2027,8 @@ class _Keeper:
         suspects, reasons = self._suspects(), collections.defaultdict(list)
         found = self.jobs.describe([worker.job_id for worker in suspects])
         for worker in suspects:
-            # A child that is not there has not come into being, or Batch has forgotten it.
-            new = time.monotonic() < worker.submitted + TELL_SECONDS
+            # A child that is not there has not come into being, or, much later, Batch has forgotten it.
+            new = time.monotonic() < worker.submitted + FORGOTTEN_SECONDS
             job = found.get(worker.job_id, {'status': 'SUBMITTED' if new else 'FAILED'})
             attempts_over = sum('stoppedAt' in attempt for attempt in job.get('attempts', ()))
             if job['status'] in ENDED:
@@ -2139,7 +2164,7 @@ class _Run:
                      for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
-        self.writers = []                   # the threads that write objects
+        self.threads = []                   # those that write objects come first
         try:
             self.channel.connect(session)
             self._put_lease()
@@ -2153,12 +2178,14 @@ class _Run:
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from None
             raise
-        self.writers = self._threads(self._renew, *[self.outbox.prepare] * PREPARERS)
-        others = self._threads(self.outbox.send, self.outbox.take_back, *[self.inbox.collect] * COLLECTORS,
-                               self._tend)
-        for thread in self.writers + others:
-            thread.start()
+        loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
+                 *[self.inbox.collect] * COLLECTORS, self._tend)
+        self.threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+            for loop in loops]
         _runs.add(self)
+        for thread in self.threads:
+            thread.start()
         log.info('Run %s: %d workers asked for, in stack %s', self.id, self.workers, STACK_NAME)
 
     def _settings(self, initializer):
@@ -2175,10 +2202,6 @@ class _Run:
     def _share_initializer(self, fn, args):
         function = self.definitions.function(fn, 'The initializer')
         return self.share(self.definitions.parcel(function, args, {}, 'What initargs has'))
-
-    def _threads(self, *loops):
-        return [threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
-                for loop in loops]
 
     def _guarded(self, loop):
         """Run a loop; should it ever fail, all futures learn of it instead of waiting for ever."""
@@ -2230,6 +2253,7 @@ class _Run:
     def _cancelled(self, call):
         if call.cancelled() and self.calls.remove(call):
             self.outbox.revoke(call)
+            self._settled()
 
     def _settled(self):
         if self.life.closing:
@@ -2269,8 +2293,11 @@ class _Run:
             self.keeper.tell(None)
 
     def join(self):
-        """Wait until the run has ended. Ctrl-C while waiting: it ends without waiting for its calls."""
-        if self.life.pid != os.getpid():
+        """
+        Wait until the run has ended. Ctrl-C while waiting: it ends without waiting for its calls. A callback
+        or a finaliser may call this in a thread of the run, which cannot wait for itself.
+        """
+        if self.life.pid != os.getpid() or threading.current_thread() in self.threads:
             return
         try:
             self.clean.wait()
@@ -2317,7 +2344,7 @@ class _Run:
             self.keeper.stop(orderly)
         self.life.ended.set()
         self.outbox.close()
-        for thread in self.writers:         # what one writes now is to be deleted, too
+        for thread in self.threads[:1 + PREPARERS]:     # what one writes now is to be deleted, too
             thread.join(STOP_SECONDS)
         for url in filter(None, (channel.in_queue, channel.out_queue)):
             with self._only_logged('deleting a queue'):

@@ -40,7 +40,7 @@ BLOBS = 8               # functions and shared data that a computer keeps
 TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
-EXIT_AGAIN = 128 + signal.SIGTERM       # batch.yaml has Batch start such a job again
+EXIT_AGAIN = 128 + signal.SIGTERM       # ended from outside: for the run that is no sign of a fault
 
 log = logging.getLogger('worker')
 
@@ -352,6 +352,7 @@ class Worker:
             threads[0].join()
         finally:                                # on SIGTERM too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.hands.stop()                   # so that it does not take again what it gives back
             self.outbox.put(None)
             threads[0].join(5)
             self.channel.hide(self.hands.receipts(), 0)     # what is not answered is given back
@@ -373,8 +374,6 @@ class Worker:
             self._say('note', text=f'{label}, try {answer.tries} of {self.settings.max_tries}: {how}.')
             if answer.tries == self.settings.max_tries:
                 kind, answer.text, task.payload = 'lost', how, b''
-            with contextlib.suppress(OSError):          # what it has left behind
-                os.killpg(self.process.pid, signal.SIGKILL)
             self.pipe.close()
             self.process, self.pipe = start_computer()
         answer.kind, answer.computed = kind, time.time()
@@ -387,9 +386,6 @@ class Worker:
         self.pipe.send((task.call, task.payload))
         self.memory_kills = out_of_memory()
         while True:
-            while not self.pipe.poll(0.2):      # what it has left running may hold the pipe open
-                if self.process.poll() is not None and not self.pipe.poll(0):
-                    raise EOFError
             kind, data, task.answer.output = self.pipe.recv()
             if kind == 'want':
                 self.pipe.send(self.channel.fetch(self.channel.shared(data), data))
@@ -526,7 +522,15 @@ def start_computer():
     process = subprocess.Popen([sys.executable, os.path.abspath(__file__), 'compute', str(its.fileno())],
                                stdin=subprocess.DEVNULL, pass_fds=[its.fileno()])
     its.close()
+    threading.Thread(target=end_what_it_leaves, args=(process,), daemon=True).start()
     return process, ours
+
+
+def end_what_it_leaves(computer):
+    """When it has ended, end the processes that it has left: they would hold its pipe open."""
+    computer.wait()
+    with contextlib.suppress(OSError):
+        os.killpg(computer.pid, signal.SIGKILL)
 
 
 def out_of_memory():
