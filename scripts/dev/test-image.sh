@@ -23,6 +23,7 @@ BASE=localhost/$RELEASE:latest
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rios_awsbatch
 BASE_DAYS=30           # then the kept Debian is made anew
 BUILDAH=/usr/bin/buildah
+PROGRAMS=$ROOT/scripts/dev/image       # those that are in the images, and the one that runs them
 # Both small, and neither comes with GDAL: the blocks of the test import them.
 EXTRA_APT=python3-affine EXTRA_PIP=geographiclib
 
@@ -99,142 +100,11 @@ prepare_buildah() {
 
 # ------------------------------------------------------------------------------------------------------- stand-ins
 
-# The buildah that build.sh is given. It does what buildah does, but for the registry, which only AWS has: a login is
-# written down, and a push puts the image's name into the local AWS's ECR, with run-image.py as its entry point. What
-# this machine's network needs is mounted for the time of the build.
-write_engine() {
+# What build.sh is given for buildah, and the settings of pip for the time of the build.
+prepare_engine() {
     printf '[global]\ncert = /run/host-certificates\n' >"$WORK/pip.conf"
     [[ -z ${PIP_INDEX_URL:-} ]] || printf 'index-url = %s\n' "$PIP_INDEX_URL" >>"$WORK/pip.conf"
-    cat >"$WORK/buildah" <<ENGINE
-#!/usr/bin/env bash
-set -euo pipefail
-case \$1 in
-    login)
-        password=\$(cat)
-        echo "\$* (password of \${#password} characters)" >>"$WORK/registry" ;;
-    push)
-        echo "\$*" >>"$WORK/registry"
-        [[ \$2 == *:latest ]] || exit 0        # the same once more, named after its processors
-        runner=$WORK/run-\$(tr -c 'a-z0-9\n' - <<<"\$2").py
-        sed "s|@IMAGE@|\$2|" "$WORK/run-image.py" >"\$runner"
-        case \$2 in *main:latest) output=BatchECRMain ;; *) output=BatchECR ;; esac
-        "$PYTHON" "$ROOT/scripts/local_aws" push "\$output" "\$runner" ;;
-    build)
-        shift
-        exec "$BUILDAH" build --volume "$WORK/pip.conf:/etc/pip.conf:ro" \\
-            ${CERTIFICATES:+--volume "$CERTIFICATES:/run/host-certificates:ro"} "\$@" ;;
-    *)
-        exec "$BUILDAH" "\$@" ;;
-esac
-ENGINE
-    chmod +x "$WORK/buildah"
-}
-
-# What the local AWS runs for a job: a container of the image, with the job's environment and command. A SIGTERM goes
-# to the container's first process, as from a container engine.
-write_runner() {
-    cat >"$WORK/run-image.py" <<RUNNER
-import json, os, signal, subprocess, sys
-
-BUILDAH = ['$BUILDAH']
-NOT_OF_THE_JOB = {'PATH', 'HOME', 'HOSTNAME', 'PYTHONPATH', 'LD_LIBRARY_PATH', 'GDAL_DATA', 'PROJ_LIB', 'PROJ_DATA'}
-job = {name: value for name, value in os.environ.items() if name not in NOT_OF_THE_JOB}
-os.environ.update(CONTAINERS_STORAGE_CONF='$WORK/storage.conf', BUILDAH_ISOLATION='chroot')
-
-
-def buildah(*words):
-    return subprocess.run([*BUILDAH, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-def first_process(process):
-    """Of the container: buildah runs it as its great-grandchild."""
-    for _ in range(3):
-        with open(f'/proc/{process}/task/{process}/children') as file:
-            process = int(file.read().split()[0])
-    return process
-
-
-def forward(signum, _):
-    os.kill(first_process(run.pid), signum)
-
-
-container = buildah('from', '--pull-never', '@IMAGE@')
-try:
-    entry_point = json.loads(buildah('inspect', container))['OCIv1']['config']['Entrypoint']
-    environment = [word for item in job.items() for word in ('--env', '='.join(item))]
-    run = subprocess.Popen([*BUILDAH, 'run', '--network', 'host', *environment, container, '--',
-                            *entry_point, *sys.argv[1:]])
-    signal.signal(signal.SIGTERM, forward)
-    status = run.wait()
-finally:
-    buildah('rm', container)
-sys.exit(status)
-RUNNER
-}
-
-# A main script and a module of its own, with work that needs both extra packages: the ground area of each pixel.
-write_main() {
-    cat >"$WORK/ground.py" <<'MODULE'
-"""Ground area of the pixels of a raster in degrees."""
-import affine                                  # from apt
-import numpy as np
-from geographiclib.geodesic import Geodesic    # from pip
-
-
-def areas(transform, row, rows, columns):
-    """Square metres of each pixel of some rows: an array (rows, columns)."""
-    to_world = affine.Affine.from_gdal(*transform)
-    answer = np.empty((rows, columns))
-    for line in range(rows):
-        polygon = Geodesic.WGS84.Polygon()
-        for column, down in ((0, 0), (0, 1), (1, 1), (1, 0)):
-            longitude, latitude = to_world * (column, row + line + down)
-            polygon.AddPoint(latitude, longitude)
-        answer[line] = abs(polygon.Compute()[2])
-    return answer
-MODULE
-    cat >"$WORK/main.py" <<'MAIN'
-import os
-import sys
-import time
-
-import numpy as np
-from osgeo import gdal
-
-import rios_awsbatch
-
-gdal.UseExceptions()
-TRANSFORM, SIZE, ROWS = (150.0, 0.01, 0.0, -27.0, 0.0, -0.01), 96, 8
-
-
-def block(row):
-    import ground                              # in the worker image, where build.sh has put it
-    return ground.areas(TRANSFORM, row, ROWS, SIZE), os.getuid(), os.environ['AWS_BATCH_JOB_ID']
-
-
-def main():
-    import ground
-    raster = gdal.GetDriverByName('GTiff').Create(sys.argv[1], SIZE, SIZE, 1, gdal.GDT_Float64)
-    raster.SetGeoTransform(TRANSFORM)
-    workers, began, first = set(), time.monotonic(), None
-    with rios_awsbatch.AWSBatchExecutor(max_workers=2) as executor:
-        rows = range(0, SIZE, ROWS)
-        for row, (pixels, user, worker) in zip(rows, executor.map(block, rows)):
-            first = first or time.monotonic() - began
-            assert user != 0, 'a worker ran as root'
-            raster.GetRasterBand(1).WriteArray(pixels, 0, row)
-            workers.add(worker)
-    raster = None
-    written = gdal.Open(sys.argv[1]).ReadAsArray()
-    assert np.array_equal(written, ground.areas(TRANSFORM, 0, SIZE, SIZE)), 'pixels differ from a serial run'
-    assert 1.0e6 < written.mean() < 1.2e6, written.mean()
-    print(f'{len(rows)} blocks by {len(workers)} workers with Python {sys.version.split()[0]}, '
-          f'GDAL {gdal.__version__}, numpy {np.__version__}: same pixels as without them, the first after {first:.1f} s; {sys.argv[2]}')
-    sys.exit(3)
-
-
-main()
-MAIN
+    ln -s "$ROOT/scripts/dev/test-image-buildah.sh" "$WORK/buildah"
 }
 
 # ------------------------------------------------------------------------------------------------------- the test
@@ -244,9 +114,9 @@ test_on_local_aws() {
     local worker main status=0
     export DOCKER=$WORK/buildah BASE_IMAGE=$BASE RIOS_VERSION=none EXTRA_PACKAGES=$EXTRA_APT PIP_PACKAGES=$EXTRA_PIP
     step "building the worker image"
-    quietly "$ROOT/scripts/build.sh" "$WORK/ground.py"
+    quietly "$ROOT/scripts/build.sh" "$PROGRAMS/ground.py"
     step "building the main image"
-    quietly "$ROOT/scripts/build.sh" --main "$WORK/main.py"
+    quietly "$ROOT/scripts/build.sh" --main "$PROGRAMS/main.py"
     # Each is pushed under the name of its processors too.
     worker=$(awk '$1 == "push" && !/main/ && /:latest/ { print $2; exit }' "$WORK/registry")
     main=$(awk '$1 == "push" && /main/ && /:latest/ { print $2; exit }' "$WORK/registry")
@@ -330,9 +200,8 @@ CERTIFICATES=''
 install_tools
 make_base
 prepare_buildah
-write_engine
-write_runner
-write_main
+prepare_engine
+export WORK BUILDAH PYTHON CERTIFICATES         # for test-image-buildah.sh
 # The local AWS's jobs start containers, from the images that are there.
 RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
 step "passed: the image builds, and works"
