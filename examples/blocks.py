@@ -13,6 +13,9 @@ import os
 import numpy as np
 from osgeo import gdal, gdal_array
 
+# The files that a GeoTIFF may consist of.
+SIDES = '', '.aux.xml', '.ovr', '.msk'
+
 
 def windows(dataset, size):
     """The blocks of a raster, row by row, of `size` pixels on each side; less at the right and lower edge."""
@@ -105,8 +108,8 @@ def create(path, like, bands=1, dtype='float32', size=256, nodata=None):
         part, like.RasterXSize, like.RasterYSize, bands, gdal_array.NumericTypeCodeToGDALTypeCode(kind.type),
         ['TILED=YES', f'BLOCKXSIZE={size}', f'BLOCKYSIZE={size}', 'INTERLEAVE=BAND', 'BIGTIFF=IF_SAFER',
          'COMPRESS=DEFLATE', f'PREDICTOR={dict(f=3, c=1).get(kind.kind, 2)}', 'NUM_THREADS=ALL_CPUS'])
-    atexit.register(close, output)      # if a second Ctrl-C comes while this ends
-    sides = '', '.aux.xml', '.ovr', '.msk'
+    abandon = functools.partial(end, output, part)
+    atexit.register(abandon)        # where a second Ctrl-C comes while this ends
     try:
         place(output, like)
         if nodata is not None:
@@ -114,25 +117,25 @@ def create(path, like, bands=1, dtype='float32', size=256, nodata=None):
                 output.GetRasterBand(number).SetNoDataValue(nodata)
         yield output
         output.FlushCache()
-        close(output)
-        for side in sides if part != path else ():
-            if os.path.exists(part + side):
-                os.replace(part + side, path + side)
-            elif os.path.exists(path + side):       # of what was there before
-                os.remove(path + side)
     except BaseException:
-        close(output)
-        for side in sides:
-            with contextlib.suppress(RuntimeError):
-                gdal.Unlink(part + side)
+        abandon()
+        atexit.unregister(abandon)
         raise
+    end(output)
+    atexit.unregister(abandon)
+    for side in SIDES if part != path else ():
+        if os.path.exists(part + side):
+            os.replace(part + side, path + side)
+        elif os.path.exists(path + side):       # of what was there before
+            os.remove(path + side)
 
 
-def close(dataset):
-    """End a dataset, even while the frames of an exception refer to it. (GDAL itself can do so since 3.8.)"""
-    if dataset.this:
-        gdal.Dataset.__swig_destroy__(dataset)
-        dataset.this = None
+def end(dataset, path=None):
+    """Close a dataset, though the frames of an exception may refer to it, and remove the file `path`."""
+    dataset.this = None     # one step: with two, a Ctrl-C between them is a crash
+    for side in SIDES if path else ():
+        with contextlib.suppress(RuntimeError):
+            gdal.Unlink(path + side)
 
 
 def write(outputs, windows, results, done=lambda: None):

@@ -327,7 +327,6 @@ def test_output_is_closed_before_its_file_goes_though_an_exception_refers_to_it(
     assert raised.tb is not None and list(tmp_path.iterdir()) == []
     with pytest.raises(TypeError):              # and no crash
         output.WriteArray(numpy.ones((3, 3)))
-    blocks.close(output)
 
 
 def test_sidecar_of_an_output_comes_along_and_that_of_another_goes(tmp_path):
