@@ -223,12 +223,25 @@ def explain(error, doing):
     return AWSBatchException(f'Error when {doing} (stack {STACK_NAME}, region {REGION}): {meaning}')
 
 
-def new_session():
-    """A boto3 session, with the credentials that there are now. Raises AWSBatchException."""
+def new_session(expired=None):
+    """
+    A boto3 session with the credentials that there are now, instead of one whose login has expired.
+
+    If the script has chosen a profile or keys (boto3.setup_default_session), they are used. The session
+    itself is used if it has keys of its own, or a role: that may have cost a code, which AWS takes once.
+    Raises AWSBatchException.
+    """
     import boto3
+    default = boto3.DEFAULT_SESSION
     try:
-        return boto3.session.Session()
-    except AWS_ERRORS as error:             # a profile that does not exist
+        if default is None:
+            return boto3.session.Session()
+        method = getattr(default.get_credentials(), 'method', None)
+        if method == 'explicit' or method == 'assume-role' and default is not expired:
+            return default
+        profile = default.profile_name
+        return boto3.session.Session(profile_name=None if profile == 'default' else profile)
+    except AWS_ERRORS as error:             # a profile that does not exist, for instance
         raise explain(error, 'looking for your AWS login') from None
 
 
@@ -1058,7 +1071,7 @@ class Channel:
 
     def connect(self, session=None):
         """Make the clients, with the credentials that there are now unless a session is given."""
-        self.session = session = session or new_session()
+        self.session = session = session or new_session(self.session)
         self.sqs, self.s3 = (
             make_client(service, session, self.requests, self.region) for service in ('sqs', 's3'))
         return self
@@ -2480,6 +2493,7 @@ class AWSBatchExecutor(concurrent.futures.Executor):
             self._run = _new_run(max_workers, initializer, initargs, vcpus, memory, timeout, job_definition)
         except AWSBatchException as error:      # which says it all
             raise error.with_traceback(None)
+        self._max_workers = self._run.workers       # where dask and others look for it
         #: The run id (str), which names its queues and its folder in the bucket.
         self.run = self._run.id
         weakref.finalize(self, self._run.close).atexit = False
@@ -2615,8 +2629,10 @@ class _Function:
     """Computes blocks of RIOS 1.4. It travels once, and workers keep it, with otherArgs until one changes."""
     given = args = None         # a pickle of what the caller gave; what the next block gets: (otherArgs,)
 
-    def __call__(self, label, jobInfo):
+    def __call__(self, label, jobInfo, sources):
         params = jobInfo.getFunctionParams()
+        for array, source, filename in sources:
+            jobInfo.info.setBlockDataset(array, source, filename)
         changed = self.call(*params)
         return jobInfo.getFunctionResult(params), changed
 
@@ -2635,6 +2651,34 @@ class _Function:
         except Exception as error:
             what = 'otherArgs, as the user function leaves it,'
             raise unpicklable(error, what, 'the main script') from error
+
+
+class _Source:
+    """What workers know of the dataset that a block of RIOS 1.4 was read from: enough for nodata values."""
+    def __init__(self, dataset):
+        bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
+        self.bands = [(band.DataType, band.GetNoDataValue()) for band in bands]
+
+    def GetRasterBand(self, number):
+        kind, nodata = self.bands[number - 1]
+        return types.SimpleNamespace(DataType=kind, GetNoDataValue=lambda: nodata)
+
+
+def _arrays(inputs):
+    """The arrays in what RIOS gives for an input, or for all: an array, a list or a dict (iterator)."""
+    if hasattr(inputs, 'dtype'):
+        yield inputs
+    elif isinstance(inputs, (list, tuple, dict)):
+        for each in inputs.values() if isinstance(inputs, dict) else inputs:
+            yield from _arrays(each)
+
+
+def _sources(jobInfo):
+    """Each array among the inputs of a block, with its _Source and the name of its file (list)."""
+    known = getattr(getattr(jobInfo, 'info', None), 'blocklookup', {})
+    inputs = vars(jobInfo.inputs) if known else {}
+    return [(array, _Source(known[id(array)][0]), known[id(array)][1])
+            for array in _arrays(inputs) if id(array) in known]
 
 
 def _digest(thing):
@@ -2764,13 +2808,14 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 
     def startOneJob(self, userFunc, jobInfo):
         """Send one block; a job (Future) for gatherAllOutputs()."""
-        jobInfo = copy.copy(jobInfo.prepareForPickling())
+        sources = _sources(jobInfo)
+        jobInfo = copy.copy(jobInfo.prepareForPickling())       # which forgets what a block was read from
         otherArgs, jobInfo.otherargs = getattr(jobInfo, 'otherargs', None), None
         if self._apply.userFunction is not userFunc:
             self._apply.begin(_Function(), userFunc, otherArgs)
         info = getattr(jobInfo, 'info', None)
         block = getattr(info, 'yblock', 0), getattr(info, 'xblock', 0)
-        return self._apply.submit(block, 'block {1}, {0}'.format(*block), jobInfo)
+        return self._apply.submit(block, 'block {1}, {0}'.format(*block), jobInfo, sources)
 
     def waitOnJobs(self, jobIDlist):
         """Nothing: gatherAllOutputs() waits."""

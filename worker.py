@@ -26,6 +26,7 @@ import multiprocessing.connection
 import multiprocessing.spawn
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -56,25 +57,26 @@ class Computer:
     """
     def __init__(self, settings, pipe):
         self.settings, self.pipe, self.pid = settings, pipe, os.getpid()
-        self.output = Tee(sys.stdout)
         self.script = rios_awsbatch.script = rios_awsbatch.Script(self.fetch)
         self.switches = {}              # which modules of GDAL raise exceptions in the main script
 
     def run(self):
-        if self.settings.output:
-            sys.stdout = self.output
         for name in self.settings.modules:          # what the first call will import
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        self.pipe.send(('ready', b'', ()))
+        self.pipe.send(('ready', b''))
         call = self.pipe.recv()         # now the worker listens
         try:
             self.initialize(call[0])
         except BaseException as error:
-            return self.pipe.send(('broken', explained(error, 'The initializer')[1], ()))
+            return self.pipe.send(('broken', explained(error, 'The initializer')[1]))
         while True:
-            self.pipe.send((*self.compute(*call), self.output.take()))
-            call = None
+            answer = self.compute(*call)
+            for stream in sys.stdout, sys.stderr:
+                with contextlib.suppress(Exception):        # it may be closed, or something else
+                    stream.flush()
+            self.pipe.send(answer)
+            call = answer = None
             call = self.pipe.recv()
 
     def initialize(self, call):
@@ -85,7 +87,7 @@ class Computer:
 
     def fetch(self, digest):
         """What the main script has stored for all workers (bytes)."""
-        self.pipe.send(('want', digest, ()))
+        self.pipe.send(('want', digest))
         return self.pipe.recv()
 
     @functools.lru_cache(maxsize=BLOBS)
@@ -135,23 +137,6 @@ class Computer:
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
                 raise
             return 'error', explained(error, label, paths)[0]
-
-
-class Tee:
-    """Standard output, whose end is kept for the main script."""
-    def __init__(self, stream):
-        self.stream, self.end = stream, ''
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        self.end = (self.end + text)[-OUTPUT_CHARS:]
-        return self.stream.write(text)
-
-    def take(self):
-        lines, self.end = self.end.split('\n'), ''
-        return [line for line in lines if line][-OUTPUT_LINES:]
 
 
 def explained(error, label, paths=()):
@@ -231,6 +216,46 @@ def calls_to_fetch(pace, running, waiting, ahead):
         return -1
     missing = ahead - work_left(pace, running, waiting)
     return max(1, min(rios_awsbatch.BATCH_ENTRIES, int(missing / pace))) if missing > 0 else 0
+
+
+class Printed:
+    """
+    What computers, and all that they start, write to standard output and standard error. It goes on to the
+    log of the job, and the end of what a call has written to the main script. A thread and take() read it,
+    one at a time.
+    """
+    def __init__(self):
+        self.source, self.sink = os.pipe()
+        self.lock, self.end = threading.Lock(), b''
+        threading.Thread(target=self._pump, daemon=True).start()
+
+    def streams(self):
+        """For subprocess.Popen."""
+        return {'stdout': self.sink, 'stderr': self.sink}
+
+    def _pump(self):
+        while True:
+            select.select([self.source], [], [])
+            self._read()
+
+    def _read(self):
+        """Take in what there is; whether there was anything."""
+        with self.lock:
+            there = select.select([self.source], [], [], 0)[0]
+            if there:
+                data = os.read(self.source, 65536)
+                self.end = (self.end + data)[-OUTPUT_CHARS:]
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            return bool(there)
+
+    def take(self):
+        """The last lines since this was asked before (list of str)."""
+        while self._read():
+            pass
+        with self.lock:
+            lines, self.end = self.end.decode(errors='replace').splitlines(), b''
+        return [line for line in lines if line][-OUTPUT_LINES:]
 
 
 class Task:
@@ -320,8 +345,8 @@ class Worker:
     Has calls computed, one at a time, until there are no more. The main thread does that; a thread each
     fetches calls, sends answers, keeps calls hidden from other workers, and looks at the lease.
     """
-    def __init__(self, settings, index, attempt, process, pipe):
-        self.settings, self.attempt = settings, attempt
+    def __init__(self, settings, index, attempt, process, pipe, printed):
+        self.settings, self.attempt, self.printed = settings, attempt, printed
         self.number = str(settings.first + index)
         self.channel = rios_awsbatch.Channel.of(settings)
         self.process, self.pipe, self.memory_kills = process, pipe, 0       # the computer: of the main thread
@@ -375,8 +400,10 @@ class Worker:
             if answer.tries == self.settings.max_tries:
                 kind, answer.text, task.payload = 'lost', how, b''
             self.pipe.close()
-            self.process, self.pipe = start_computer()
+            self.process, self.pipe = start_computer(self.printed)
         answer.kind, answer.computed = kind, time.time()
+        if self.printed:
+            answer.output = self.printed.take()
         task.message = None             # it is as large as the arguments
         self.outbox.put(task)
         self.hands.done()
@@ -386,7 +413,7 @@ class Worker:
         self.pipe.send((task.call, task.payload))
         self.memory_kills = out_of_memory()
         while True:
-            kind, data, task.answer.output = self.pipe.recv()
+            kind, data = self.pipe.recv()
             if kind == 'want':
                 self.pipe.send(self.channel.fetch(self.channel.shared(data), data))
             elif kind == 'broken':
@@ -516,11 +543,12 @@ def guarded(work):
     os._exit(status)
 
 
-def start_computer():
+def start_computer(printed):
     """Start the process that runs the user's functions: (subprocess.Popen, Connection)."""
     ours, its = multiprocessing.connection.Pipe()
     process = subprocess.Popen([sys.executable, os.path.abspath(__file__), 'compute', str(its.fileno())],
-                               stdin=subprocess.DEVNULL, pass_fds=[its.fileno()])
+                               stdin=subprocess.DEVNULL, pass_fds=[its.fileno()],
+                               **(printed.streams() if printed else {}))
     its.close()
     threading.Thread(target=end_what_it_leaves, args=(process,), daemon=True).start()
     return process, ours
@@ -560,11 +588,13 @@ def main():
         sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is '
                  'a script for RIOS, "import rios_awsbatch" is missing at its top.')
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_AGAIN))
-    computer = start_computer()
+    printed = Printed() if os.environ.get('RIOSOutput') == 'true' else None
+    computer = start_computer(printed)
     import rios_awsbatch                # meanwhile
     index = int(os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX', 0))
     attempt = int(os.environ.get('AWS_BATCH_JOB_ATTEMPT', 1))
-    guarded(lambda: Worker(rios_awsbatch.JobSettings.from_env(os.environ), index, attempt, *computer).run())
+    guarded(lambda: Worker(rios_awsbatch.JobSettings.from_env(os.environ), index, attempt, *computer,
+                           printed).run())
     os._exit(0)                 # whatever the user's functions have left running
 
 
@@ -574,6 +604,9 @@ def compute(fileno):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w', encoding='ascii') as file:
         file.write('1000')              # where memory is short it is this process that goes
+    logging.getLogger().setLevel(logging.INFO)  # to the job's log, unless the function wants it otherwise
+    logging.lastResort.setLevel(logging.INFO)
+    logging.getLogger('botocore').setLevel(logging.WARNING)
     import rios_awsbatch                # now, as nothing may be there to import it with after a call
     sys.modules['rios_awsbatch_worker'] = sys.modules['__main__']      # which is the script's from here on
     computer = Computer(rios_awsbatch.JobSettings.from_env(os.environ),

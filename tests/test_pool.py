@@ -444,6 +444,28 @@ def test_output_of_workers_comes_home_when_asked_for(monkeypatch, caplog):
     assert 3 < len(said) < 50           # bounded
 
 
+def test_output_of_a_call_is_all_that_it_and_its_children_write(monkeypatch, caplog):
+    monkeypatch.setenv('RIOS_AWSBATCH_WORKER_OUTPUT', '1')
+
+    def tile(x):
+        import logging
+        import warnings
+        print('printed')
+        sys.stderr.write('to standard error\n')
+        warnings.warn('something is odd')
+        logging.getLogger('mine').info('for the log')
+        os.system('echo from a child')
+        os.system('sleep 0.1; echo from a child, later >&2')
+        return x
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        assert executor.submit(tile, 3).result(PATIENCE) == 3
+        assert executor.submit(square, 3).result(PATIENCE) == 9
+    said = '\n'.join(record.getMessage() for record in caplog.records if 'tile(3)' in record.getMessage())
+    for text in ('printed', 'to standard error', 'UserWarning: something is odd', 'for the log', 'from a child',
+                 'from a child, later'):
+        assert ': ' + text in said or text + '\n' in said, said
+
+
 def test_lease_tells_how_a_run_is_doing():
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         list(executor.map(square, range(7)))

@@ -347,6 +347,24 @@ apply(talks, options)
     assert len(set(told)) == len(told) == BLOCKS, told
 
 
+@every()
+def test_function_learns_nodata_and_name_of_each_input(source, folder):
+    """From RIOS 1.4, which knows them by the dataset that a block was read from."""
+    raster = gdal.Open(str(folder / 'other1.tif'), gdal.GA_Update)
+    raster.GetRasterBand(1).SetNoDataValue(-7)
+    raster = None
+    succeed(source, folder, CONCURRENT + SCRIPT + """
+def asks(info, inputs, outputs, otherArgs):
+    first, second = inputs.others
+    assert info.getNoDataValueFor(first) is None
+    assert info.getNoDataValueFor(second) == -7
+    assert os.path.basename(info.getFilenameFor(second)) == 'other1.tif'
+    assert os.path.basename(info.getFilenameFor(inputs.image)) == 'image.tif'
+    everything(info, inputs, outputs, otherArgs)
+apply(asks, options)
+""", usual(source))
+
+
 # ---------------------------------------------------------------------------------------------
 # What goes wrong
 # ---------------------------------------------------------------------------------------------
