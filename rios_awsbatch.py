@@ -810,6 +810,18 @@ def _cached(wrapped, parameters):
     return functools.lru_cache(**parameters)(wrapped)
 
 
+def without_init(error):
+    """Stands in a pickle for an exception whose __init__ wants other arguments than its args."""
+    return _Reduced(_raised, (type(error), error.args, vars(error)))
+
+
+def _raised(kind, args, state):
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
+
+
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, name):
         return _at(name)

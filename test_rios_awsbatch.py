@@ -150,15 +150,39 @@ def test_exit_in_the_function_does_not_end_the_worker(kept):
     assert kept.submit(square, 3).result(PATIENCE) == 9
 
 
+class Odd(Exception):
+    """Its arguments are not those of its __init__, so pickle does not know how to make it."""
+    def __init__(self, one, two):
+        super().__init__('both {} {}'.format(one, two))
+        self.two = two
+
+
+def test_exception_with_arguments_of_its_own_arrives_as_itself(kept):
+    def fail():
+        raise Odd(1, 2)
+    with pytest.raises(Odd, match='both 1 2') as raised:
+        kept.submit(fail).result(60)
+    assert raised.value.two == 2 and 'in fail' in str(raised.value.__cause__)
+
+
 def test_exception_that_cannot_travel_is_told_in_words(kept):
     def fail():
-        class Odd(Exception):
-            def __init__(self, one, two):
-                super().__init__('both {} {}'.format(one, two))
-        raise Odd(1, 2)
+        error = ValueError('both 1 2')
+        error.lock = threading.Lock()
+        raise error
     with pytest.raises(rios_awsbatch.AWSBatchException, match='both 1 2') as raised:
-        kept.submit(fail).result(PATIENCE)
+        kept.submit(fail).result(60)
     assert 'in fail' in str(raised.value.__cause__)
+
+
+def test_module_that_is_another_one_in_the_image_is_named(kept, tmp_path, monkeypatch):
+    """As a helper beside the script that has the name of one in the image."""
+    (tmp_path / 'this.py').write_text('def helper(x):\n    return x\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'this', raising=False)
+    import this
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='another module of that name.*register_pickle_by_value'):
+        kept.submit(this.helper, 1).result(60)
 
 
 @pytest.mark.parametrize('count', [0, -1, 2.5, 'four', True, 10001])

@@ -155,10 +155,11 @@ def explained(error, label, paths=()):
         if hasattr(error, 'add_note'):      # since Python 3.11
             error.add_note(hint)
     print(f'{label} failed:\n{text}', file=sys.stderr, flush=True)
-    with contextlib.suppress(BaseException):
-        data = rios_awsbatch.dumps((error, text))
-        if isinstance(pickle.loads(data)[0], BaseException):    # not each can be unpickled
-            return data, text
+    for travels in error, rios_awsbatch.without_init(error):
+        with contextlib.suppress(BaseException):
+            data = rios_awsbatch.dumps((travels, text))
+            if type(pickle.loads(data)[0]) is type(error):      # not each can be unpickled
+                return data, text
     plain = rios_awsbatch.AWSBatchException(f'{label} raised {told(error)}')
     return rios_awsbatch.dumps((plain, text)), text
 
@@ -168,9 +169,13 @@ def what_to_do(error, label):
     if isinstance(error, MemoryError):
         return (f'The worker had not enough memory for {label}. Use smaller blocks, or give workers more '
                 'with "scripts/modify.sh --mem".')
+    told = rios_awsbatch.describe(error)
+    if isinstance(error, AttributeError) and "Can't get attribute" in told and '<module' in told:
+        return (f'{told}. The worker has another module of that name. If yours is beside the main script, '
+                'call cloudpickle.register_pickle_by_value() for it there, or give it a name of its own.')
     if not isinstance(error, ImportError):
         return None
-    told, name = rios_awsbatch.describe(error), str(error.name or '').partition('.')[0]
+    name = str(error.name or '').partition('.')[0]
     if not isinstance(error, ModuleNotFoundError) or not name:
         return f'The worker cannot import what the block needs: {told}.'
     if name == 'rios':
@@ -185,10 +190,8 @@ def what_to_do(error, label):
 def missing_file(error, paths):
     """A sentence for a file, maybe one of these, that the worker cannot reach; '' for any other error."""
     text, hint = rios_awsbatch.describe(error), ''
-    if ('/vsi' in text or 's3:' in text) and any(word in text for word in (
-            '403', 'AccessDenied', 'Access Denied', 'not authorized', '404', 'NoSuchKey', 'not recognized',
-            'does not exist', 'No such file')):
-        hint = ('The worker cannot read it: the name is wrong, or its role may not read that bucket. '
+    if isinstance(error, (OSError, RuntimeError)) and ('/vsi' in text or 's3:' in text):
+        hint = ('The worker could not read it: the name is wrong, or its role may not read that bucket. '
                 '"scripts/modify.sh --readbucket" (or --writebucket) allows it.')
     elif isinstance(error, FileNotFoundError) or 'No such file' in text or 'in the file system' in text:
         hint = ('The worker has no such file: it runs on another computer, which has none of yours. Put it '
