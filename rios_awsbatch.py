@@ -58,7 +58,6 @@ import contextlib
 import copy
 import copyreg
 import dataclasses
-import dis
 import enum
 import functools
 import graphlib
@@ -328,16 +327,16 @@ def _require_image(stack, session):
 # module stays, until the script itself changes it.
 #
 # Functions and classes are made first, empty, and then filled: so they may refer to one another in any way,
-# and what refers to one still does when it is filled anew. Other things are made anew; so what has them in
-# it is, too.
+# and what refers to one still does when it is filled anew. Anything else is made anew, and so is what has it
+# in it. A name is (module, qualified name).
 
 _SCRIPT = {'__main__', '__mp_main__'}       # the latter where multiprocessing has started it anew
 _ABOUT = {'__file__', '__package__', '__path__'}        # what a module says of itself
 _AT_HOME = {'__builtins__', '__loader__', '__spec__'}   # ... and what is of no use elsewhere
-_LOOK_UPS = {'LOAD_NAME', 'LOAD_FROM_DICT_OR_GLOBALS'}  # of the body of a class
+_PLAIN = {str, bytes, int, float, complex, bool, type(None)}
 _USUAL = object.__reduce_ex__, object.__reduce__
 _Cached = type(functools.lru_cache(len))
-_PLAIN = {str, bytes, int, float, complex, bool, type(None)}
+_NOTHING = object()
 _tracker, _tracked, _globals_of_code = (getattr(cloudpickle.cloudpickle, name) for name in (
     '_get_or_create_tracker_id', '_lookup_class_or_track', '_extract_code_globals'))
 
@@ -362,64 +361,39 @@ def _parents(module):
 def _travels(module):
     """Whether a module (its name) is one that workers cannot import."""
     by_value = cloudpickle.list_registry_pickle_by_value()
-    return module in _SCRIPT or bool(by_value) and isinstance(module, str) and not by_value.isdisjoint(
-        _parents(module))
+    return module in _SCRIPT or bool(by_value) and not by_value.isdisjoint(_parents(module))
+
+
+def _at(name):
+    """What a name stands for; _NOTHING if there is no such thing."""
+    first, *more = name[1].split('.')
+    found = getattr(sys.modules.get(name[0]), '__dict__', {}).get(first, _NOTHING)
+    for each in more:
+        found = getattr(found, each, _NOTHING)
+    return found
+
+
+def _home(thing, name):
+    """The travelling module in which a thing is under its name; None if it is in none."""
+    home = getattr(thing, '__module__', None)
+    return home if isinstance(home, str) and _at((home, name)) is thing and _travels(home) else None
 
 
 def _is_code(thing):
     return issubclass(type(thing), (type, types.FunctionType))
 
 
-def _has_identity(thing):
-    """Whether to change it in one place changes it in another: no function or class, which are so by name."""
-    return type(thing).__hash__ in (None, object.__hash__) and not (
-        _is_code(thing) or isinstance(thing, types.ModuleType))
-
-
-def _at(name):
-    """What a name stands for, which is (module, qualified name)."""
-    first, _, more = name[1].partition('.')
-    found = vars(sys.modules[name[0]])[first]
-    return operator.attrgetter(more)(found) if more else found
-
-
-def _is_there(name):
-    try:
-        _at(name)
-        return True
-    except (KeyError, AttributeError):
-        return False
-
-
-def _home(thing, name):
-    """The module in which a thing is to be found under its name; None if it is not."""
-    module = getattr(thing, '__module__', None)
-    try:
-        return module if _at((module, name)) is thing else None
-    except (KeyError, AttributeError, TypeError):
-        return None
+def _codes(code):
+    """Code, and that of the functions and classes in it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _codes(inner)
 
 
 def _words(notes):
     """Names in annotations that are text."""
     return re.findall(r'[^\W\d]\w*', ' '.join(note for note in notes.values() if isinstance(note, str)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _mentions(code):
-    """
-    What code looks up besides globals (sets): names in the bodies of classes, attributes, and modules that it
-    imports, as (level, name).
-    """
-    steps = [step for step in dis.get_instructions(code) if step.opname != 'EXTENDED_ARG']
-    found = ({step.argval for step in steps if step.opname in _LOOK_UPS}, set(code.co_names),
-             {(steps[n - 2].argval, step.argval) for n, step in enumerate(steps)
-              if step.opname == 'IMPORT_NAME'})
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            for ours, theirs in zip(found, _mentions(inner)):
-                ours |= theirs
-    return found
 
 
 class _Reduced:
@@ -440,93 +414,100 @@ def _reduce_cell(cell):
 
 
 class _Pickler(cloudpickle.CloudPickler):
-    """Pickles by reference what is in a travelling module under its name, and notes what that needs."""
+    """Pickles by reference what is in a travelling module under its name, and notes what that takes."""
     dispatch_table = collections.ChainMap({
         types.CellType: _reduce_cell,
         functools.cached_property: lambda thing: (      # which has a lock before Python 3.12
             functools.cached_property, (thing.func,), {'attrname': thing.attrname}),
     }, cloudpickle.CloudPickler.dispatch_table)
-    names = ()                  # of what is defined here
+    names = ()                  # what is defined here
 
     def __init__(self, file, known=None, **options):
         super().__init__(file, protocol=5, **options)
         self.known = known      # names that may be referred to; None: all
         self.refs = set()       # names that are referred to
-        self.needs = {}         # names that code looks up, and whether it cannot do without
-        self.seen = {}          # what is here itself, and may be somewhere else too, by id
+        self.needs = set()      # names that code looks up
+        self.wants = set()      # names that it may look up
+        self.seen = {}          # what is here itself, and may be elsewhere too, by id
 
     def reducer_override(self, thing):
         kind = type(thing)
         if issubclass(kind, types.ModuleType) and _travels(thing.__name__):
-            self.need(thing.__name__, vars(thing), must=False)
+            self.wants.update((thing.__name__, name) for name in vars(thing).keys() - _AT_HOME)
             return module, (thing.__name__,)
         if _is_code(thing):
             return thing.__qualname__ if self.refers(thing, thing.__qualname__) else self.by_value(thing)
         if (kind.__reduce_ex__, kind.__reduce__) == _USUAL or kind in self.dispatch_table:
             return NotImplemented
         reduced = thing.__reduce_ex__(5)
-        if isinstance(reduced, str) and not self.refers(thing, reduced):    # the name that it says it has
-            home = _home(thing, reduced)
-            if kind is _Cached and (home is None or _travels(home)):
-                return _cached, (thing.__wrapped__, thing.cache_parameters()), vars(thing)
-            if home is not None and _travels(home):
-                return copyreg.__newobj__, (kind,), vars(thing)
-        return reduced
+        if not isinstance(reduced, str) or self.refers(thing, reduced):     # text is the name that it has
+            return reduced
+        home = _home(thing, reduced)
+        if kind is _Cached and (home or _at((thing.__module__, reduced)) is not thing):
+            return _cached, (thing.__wrapped__, thing.cache_parameters()), vars(thing)
+        return (copyreg.__newobj__, (kind,), vars(thing)) if home else reduced
 
     def refers(self, thing, name):
-        """Whether the pickle may say of a thing where it is: in a travelling module, under its name."""
-        home = _home(thing, name)
-        if home is None or not _travels(home):
+        """Whether the pickle can say of a thing where it is."""
+        home, outer = _home(thing, name), name.rpartition('.')[0]
+        # A method belongs to its class.
+        owner = home, name if isinstance(thing, type) or not outer else outer
+        if home is None or self.known is not None and owner not in self.known or (
+                owner in self.names and not (_is_code(thing) and owner[1] == name)):    # it is a part of that
             return False
-        outer = home, name.rpartition('.')[0] or name       # the class of a method, or of a class in a class
-        inner = (home, name) if isinstance(thing, type) else outer
-        if self.known is not None and inner not in self.known:
-            return False
-        if inner in self.names and not (_is_code(thing) and inner[1] == name):
-            return False                                    # a method of a class that is defined here
-        self.refs.update((outer, inner))
+        self.refs.add(owner)
+        if outer:
+            self.needs.add((home, outer))
         return True
 
-    def need(self, home, names, must):
-        for name in names:
-            self.needs[home, name] = must or self.needs.get((home, name), False)
-
     def reduced(self, code):
-        """As cloudpickle does it: NotImplemented, or (make, args, state, None, None, fill)."""
+        """What cloudpickle does with a function or class: (make, args, state, None, None, fill) by value."""
         reduced = super().reducer_override(code)
-        if isinstance(code, type) and reduced is not NotImplemented and len(reduced) == 6:
-            state = reduced[2][0]
-            state.pop('__slotnames__', None)        # pickle puts it there
-            self.need(code.__module__, _words(state.get('__annotations__', {})), must=False)
+        if isinstance(code, type) and isinstance(reduced, tuple) and len(reduced) == 6:
+            make, args, (state, slots), *rest = reduced
+            state.pop('__slotnames__', None)        # pickle itself puts it there
+            self.wants.update((code.__module__, word) for word in _words(state.get('__annotations__', {})))
+            return (_make, (_tracker(code), make, args), (state, slots), *rest)
         return reduced
 
     def by_value(self, code):
         reduced = self.reduced(code)
         if isinstance(code, type) or reduced is NotImplemented:
             return reduced
-        # cloudpickle gives each function variables of its own to close over.
         self.seen[id(code)] = code
         make, args, (state, slots), *rest = reduced
+        # cloudpickle gives each function variables of its own to close over.
         return (make, (*args[:-1], code.__closure__), (state, dict(slots, __closure__=None)), *rest)
 
     def _dynamic_function_reduce(self, function):
         """As cloudpickle does it, but the globals are those of its module, where that travels."""
-        space, home, code = function.__globals__, function.__globals__.get('__name__'), function.__code__
-        there = getattr(sys.modules.get(home), '__dict__', None)
-        if self.known is not None or there is not space or not _travels(home):
+        space, home = function.__globals__, function.__globals__.get('__name__')
+        there = getattr(sys.modules.get(home), '__dict__', None) is space
+        if self.known is not None or not there or not _travels(home):
             return super()._dynamic_function_reduce(function)
         self.globals_ref[id(space)] = _Reduced(globals_of, (home,))
         make, args, (state, slots), *rest = super()._dynamic_function_reduce(function)
-        self.need(home, _globals_of_code(code), must=True)
-        in_classes, attributes, imports = _mentions(code)
-        self.need(home, [*in_classes, *_words(function.__annotations__)], must=False)
-        for level, name in imports:
-            with contextlib.suppress(ImportError):
-                for parent in _parents(importlib.util.resolve_name(
-                        '.' * level + name, space.get('__package__'))):
-                    if _travels(parent):
-                        self.need(parent, attributes | _ABOUT, must=False)
+        codes = list(_codes(function.__code__))
+        names = {name for code in codes for name in code.co_names}
+        self.needs.update((home, name) for name in _globals_of_code(function.__code__))
+        self.wants.update((home, name) for name in _words(function.__annotations__))
+        self.wants.update((home, name) for code in codes if not code.co_flags & inspect.CO_OPTIMIZED
+                          for name in code.co_names)        # of the bodies of classes
+        packages = ['', *(each + '.' for each in _parents(space.get('__package__') or ''))]
+        for found in {(package + name).rstrip('.') for package in packages for name in names}:
+            if found in sys.modules and _travels(found):    # it may be imported
+                self.wants.update((each, name) for each in _parents(found) for name in names | _ABOUT)
         return (make, args, (state, dict(slots, __globals__={})), *rest)
+
+
+class _Maker(_Pickler):
+    """Pickles what makes a function or class, and of others that travel with it as well what makes them."""
+    def by_value(self, code):
+        reduced = super().by_value(code)
+        if isinstance(code, type) and isinstance(reduced, tuple) and len(reduced) == 6:
+            self.seen[id(code)] = code
+            return reduced[:2]
+        return reduced
 
 
 class _Definition(_Pickler):
@@ -550,8 +531,9 @@ class _Definition(_Pickler):
 
     def persistent_id(self, thing):
         """The name of another global that is a part of it: so it stays the same thing."""
-        if type(thing) in _PLAIN or not _has_identity(thing):
-            return None
+        if type(thing) in _PLAIN or type(thing).__hash__ not in (None, object.__hash__) or (
+                _is_code(thing) or isinstance(thing, types.ModuleType)):
+            return None         # an equal one is as good, or has a name
         name = self.others.get(id(thing))
         if name is None or name in self.names:
             self.seen[id(thing)] = thing
@@ -568,32 +550,35 @@ class _Definition(_Pickler):
                     for member in thing]
         make, args, state, _, _, fill = self.reduced(thing)
         with io.BytesIO() as file:
-            maker = _Pickler(file)
-            maker.dump(_Reduced(_make, (_tracker(thing), make, args)))
+            maker = _Maker(file)
+            maker.dump(_Reduced(_make, args if make is _make else (_tracker(thing), make, args)))
             self.makers[name] = file.getvalue(), maker.refs
         self.refs |= maker.refs
-        self.needs.update(maker.needs)
-        return _Reduced(_fill, (thing, fill, state, more))
+        self.needs |= maker.needs
+        self.wants |= maker.wants
+        return _Reduced(_fill, (thing, fill, state, more, list(maker.seen.values())))
 
     def must_follow(self, other):
         """Whether it refers to something that is not there before that is defined."""
-        return any(name in self.refs and name not in other.makers for name in other.names)
+        return not self.refs.isdisjoint(set(other.names).difference(other.makers))
 
 
-def _parts(thing):
-    """All that a definition depends on (list), where nothing of it can be changed in place; None else."""
+def _parts(name):
+    """All that the definition of a name depends on (list), where nothing of that can change; else None."""
+    thing = _at(name)
     kind = type(thing)
     if kind in _PLAIN or kind is types.ModuleType and not _travels(thing.__name__):
         return [thing]
-    if kind is types.FunctionType and not (
+    if kind is types.FunctionType and name == (_home(thing, thing.__qualname__), thing.__qualname__) and not (
             thing.__closure__ or thing.__kwdefaults__ or vars(thing) or thing.__annotations__ or
             any(type(each) not in _PLAIN for each in thing.__defaults__ or ())):
-        modules = [each for each in map(thing.__globals__.get, _globals_of_code(thing.__code__))
+        code = thing.__code__
+        modules = [each for each in map(thing.__globals__.get, _globals_of_code(code))
                    if type(each) is types.ModuleType]
-        for each in modules:        # and those in them that the function knows because they are imported
-            inside = map((each.__name__ + '.{}').format, thing.__code__.co_names)
+        for each in modules:        # cloudpickle adds those in them that the function uses
+            inside = (f'{each.__name__}.{name}' for name in code.co_names)
             modules += [sys.modules[name] for name in inside if name in sys.modules]
-        return [_tracker(thing), thing.__code__, thing.__defaults__, thing.__doc__, thing.__name__, *modules]
+        return [_tracker(thing), code, thing.__defaults__, thing.__doc__, thing.__name__, *modules]
     return None
 
 
@@ -607,11 +592,11 @@ class _Luggage:
         self.run, self.known = run, known
         self.found = {}         # definitions by name; None for what is not there any more
         wanted = self.find(pickler)
-        for name in wanted:     # code may look for it, but can do without
-            if name not in self.found and name not in known and _is_there(name):
+        for name in wanted:
+            if name not in self.found and name not in known and _at(name) is not _NOTHING:
                 found = self.found.copy()
                 try:
-                    wanted += self.find(types.SimpleNamespace(refs=[name], needs={}))
+                    wanted += self.find(types.SimpleNamespace(refs={name}, needs=set(), wants=set()))
                 except Exception as error:
                     log.debug('%s.%s does not travel: %s', *name, describe(error))
                     self.found = found
@@ -619,40 +604,38 @@ class _Luggage:
     @functools.cached_property
     def names(self):
         """Names by the ids of what they stand for: of several, the one that travelled first."""
-        return {id(_at(name)): name for name in reversed(self.run.sent.copy()) if _is_there(name)}
+        return {id(_at(name)): name for name in reversed(self.run.sent.copy())}
 
     def find(self, pickler):
-        """Find what a pickle cannot do without, and what that cannot; the names of what they can (list)."""
+        """Add what a pickle needs, and what that needs; names of what it may be good to have (list)."""
         waiting, wanted = [pickler], []
         while waiting:
             pickler = waiting.pop()
-            wanted += [name for name, must in pickler.needs.items() if not must]
-            for name in [*pickler.refs, *(name for name, must in pickler.needs.items() if must)]:
-                if name in self.found or name in self.known or name[1] in _AT_HOME:
-                    continue
-                if _is_there(name):
-                    names = self.run.together.get(name, [name])
-                    definition = self.define(tuple(filter(_is_there, names)))
-                    self.found.update(dict.fromkeys(definition.names, definition))
+            wanted += pickler.wants
+            for name in (pickler.refs | pickler.needs) - self.found.keys() - self.known.keys():
+                names = tuple(each for each in self.run.together.get(name, [name])
+                              if _at(each) is not _NOTHING)
+                if name in names:
+                    definition = self.define(names)
+                    self.found.update(dict.fromkeys(names, definition))
                     waiting.append(definition)
-                    space = globals_of(name[0])
-                    wanted += [(name[0], about) for about in _ABOUT if space.get(about)]
+                    wanted += [(name[0], about) for about in _ABOUT if globals_of(name[0]).get(about)]
                 elif name in self.run.sent:
                     self.found[name] = None
         return wanted
 
     def define(self, names):
-        """The definition of names, which is that of an earlier call where it can only be the same."""
-        parts = _parts(_at(names[0])) if len(names) == 1 else None
-        definition, before = self.run.unchanged.get(names, (None, None))
-        if parts is None or before is None or len(parts) != len(before) or not all(
-                map(operator.is_, parts, before)):
-            try:
-                definition = _Definition(names, self.names)
-            except Exception as error:
-                raise AWSBatchPicklingError(f'{names[0][1]} of {names[0][0]}: {describe(error)}') from error
-            if parts is not None:
-                self.run.unchanged[names] = definition, parts
+        """The definition of names: that of an earlier call, where it can only be the same."""
+        parts = _parts(names[0]) if len(names) == 1 else None
+        definition, before = self.run.unchanged.get(names, (None, ()))
+        if parts and len(parts) == len(before) and all(map(operator.is_, parts, before)):
+            return definition
+        try:
+            definition = _Definition(names, self.names)
+        except Exception as error:
+            raise AWSBatchPicklingError(f'{names[0][1]} of {names[0][0]}: {describe(error)}') from error
+        if parts:
+            self.run.unchanged[names] = definition, parts
         return definition
 
     def in_order(self):
@@ -677,35 +660,34 @@ class _Luggage:
                         break
                 else:
                     raise _InCommon(circle) from None
-        # Code that runs when data are unpickled finds what it looks up: so it comes before them.
-        ranks = {}
+        late = set()            # data with code in them, which may run when they are unpickled
         for each in order:
-            rank = 1 if each.makers else 2 if each.refs else 0
-            ranks[each] = max([rank, *(ranks[other] for other in after[each] if each.must_follow(other))])
-        return sorted(order, key=ranks.get)
+            if each.refs and not each.makers or any(map(each.must_follow, after[each] & late)):
+                late.add(each)
+        return sorted(order, key=late.__contains__)
 
     def packed(self):
         """What Script.define() takes, and what is known then."""
-        order, makers, definitions = self.in_order(), {}, []
+        makers, definitions = {}, []
 
         def make(name):
+            """Add what makes a function or class, after what makes those that it takes."""
             definition = self.found.get(name)
             if definition and name in definition.makers and name not in makers:
                 data, refs = definition.makers[name]
-                makers[name] = None
                 for each in [(name[0], name[1].rpartition('.')[0]), *sorted(refs)]:
                     make(each)
-                del makers[name]        # so that it comes after those
                 makers[name] = data
 
-        for each in order:
-            for name in each.names:
+        for each in self.in_order():
+            for name in each.makers:
                 make(name)
             data = each.data if len(each.data) <= DEFINITION_BYTES else self.run.share(each.data)
             digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode())
             for name in each.makers:
                 digest.update(makers[name])
-            for thing, name in ((_at(name), name) for name in sorted(each.refs)):
+            for name in sorted(each.refs):
+                thing = _at(name)
                 digest.update(_tracker(thing).encode() if _is_code(thing) else self.known.get(name, b''))
             definitions.append((each.names, digest.digest(), data))
             self.known.update(dict.fromkeys(each.names, digest.digest()))
@@ -718,7 +700,7 @@ class _Luggage:
 
 class Definitions:
     """
-    What the workers of a run are told of travelling modules with its calls.
+    What the workers of a run are told of travelling modules.
 
     share: stores bytes for all workers; gives the token (str) by which they find them.
     """
@@ -726,7 +708,7 @@ class Definitions:
         self.share = share
         self.together = {}      # names whose values have parts in common: all of them, by each
         self.sent = {}          # all names that have travelled, in their order
-        self.unchanged = {}     # definitions that need not be made again as long as they have the same parts
+        self.unchanged = {}     # definitions, and what they depend on
         main = sys.modules.get('__mp_main__')
         if main is not None:
             cloudpickle.register_pickle_by_value(main)
@@ -741,17 +723,17 @@ class Definitions:
                 pickler = _Pickler(file)
                 pickler.dump(thing)
                 data = file.getvalue()
-            if not pickler.refs and not pickler.needs:
+            if not (pickler.refs or pickler.needs or pickler.wants):
                 return data, ([], []), known
             while True:
                 luggage = _Luggage(self, pickler, dict(known))
                 try:
                     return (data, *luggage.packed())
                 except _InCommon as common:
-                    if self.sent.keys() >= luggage.found.keys():
+                    if self.sent.keys() >= luggage.found.keys():    # what is in common has no name
                         names = tuple(sorted({name for each in common.args[0] for name in each.names}))
                         self.together.update(dict.fromkeys(names, names))
-                    self.sent.update(dict.fromkeys(luggage.found))      # it may have a name
+                    self.sent.update(dict.fromkeys(luggage.found))
         except Exception as error:
             raise unpicklable(error, what) from error
 
@@ -785,15 +767,20 @@ def globals_of(name):
 
 
 def _make(tracker, make, args):
-    """An empty function or class, which is the one that was made of the same before."""
+    """An empty function or class, or the one that was made of the same before."""
+    found = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
+    if isinstance(found, type):
+        return found
     made = make(*args)
-    found = _tracked(tracker, made)
-    if found is not made and isinstance(found, types.FunctionType):
-        found.__code__ = made.__code__
+    if found is None:
+        if script is not None:
+            script.all.append(made)
+        return _tracked(tracker, made)
+    found.__code__ = made.__code__
     return found
 
 
-def _fill(code, fill, state, members):
+def _fill(code, fill, state, members, others):
     if isinstance(code, types.FunctionType):
         vars(code).clear()
     fill(code, state)
@@ -836,40 +823,37 @@ class Script:
     def __init__(self, fetch):
         self.fetch = fetch
         self.modules = set()    # names of those that are made
-        self.made = {}          # pickles of empty functions and classes, by name
+        self.all = []           # functions and classes: an old object may come whose class is redefined
         self.known = {}         # digests of definitions, by name
         self.make_module('__main__')
 
     def make_module(self, name):
         if name not in self.modules:
-            names = _SCRIPT if name in _SCRIPT else {name}
-            made = types.ModuleType(name)
-            self.modules |= names
-            for each in names:
+            made, package = types.ModuleType(name), name.rpartition('.')[0]
+            for each in _SCRIPT if name in _SCRIPT else {name}:
+                self.modules.add(each)
                 sys.modules[each] = made
                 cloudpickle.register_pickle_by_value(types.ModuleType(each))
-            package, _, last = name.rpartition('.')
             if package:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(package)
-                setattr(sys.modules.get(package) or module(package), last, made)
+                setattr(sys.modules.get(package) or module(package), name.rpartition('.')[2], made)
 
     def define(self, makers, definitions):
         """Take what is new, or is something else than the main script said before."""
-        for home in sorted({name[0] for names, *_ in definitions for name in names}):
+        new = {name: digest for names, digest, _ in definitions for name in names
+               if self.known.get(name) != digest}
+        for home in sorted({home for home, _ in new}):
             self.make_module(home)
         for name, data in makers:
-            if self.made.get(name) != data:
+            if name in new:
                 self.place(name, pickle.loads(data))
-                self.made[name] = data
         for names, digest, data in definitions:
-            if any(self.known.get(name) != digest for name in names):
-                if isinstance(data, str):
-                    data = self.fetch(data)
+            if not new.keys().isdisjoint(names):
                 if data is None:
-                    if names[0] in self.known:
-                        globals_of(names[0][0]).pop(names[0][1], None)
+                    self.known.get(names[0]) and globals_of(names[0][0]).pop(names[0][1], None)
                 else:
+                    data = self.fetch(data) if isinstance(data, str) else data
                     for name, value in zip(names, _Unpickler(io.BytesIO(data)).load()):
                         self.place(name, value)
                 self.known.update(dict.fromkeys(names, digest))
