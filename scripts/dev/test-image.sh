@@ -201,7 +201,8 @@ install_tools
 make_base
 prepare_buildah
 prepare_engine
-export WORK BUILDAH PYTHON CERTIFICATES         # for test-image-buildah.sh
+# For test-image-buildah.sh, which build.sh calls: it has a WORK and a PYTHON of its own.
+export TEST_WORK=$WORK TEST_BUILDAH=$BUILDAH TEST_PYTHON=$PYTHON TEST_CERTIFICATES=$CERTIFICATES
 # The local AWS's jobs start containers, from the images that are there.
 RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
 step "passed: the image builds, and works"
