@@ -241,7 +241,7 @@ def test_wrong_number_of_results_is_a_sentence(several, tmp_path):
         with pytest.raises(ValueError, match='3 arrays, but there are 2 outputs'):
             blocks.write(several([first, second]), [window], [[pixels] * 3])
         blocks.write(several([first, second]), [window], [[pixels] * 2])
-        for results in ([], [pixels] * 2):
+        for results in ([], [pixels] * 2, [numpy.zeros((ROWS + 4, COLUMNS + 4))], [numpy.zeros((1, ROWS, COLUMNS - 1))]):
             with pytest.raises(ValueError):
                 blocks.write(first, [window], results)
 
