@@ -329,16 +329,18 @@ def test_output_is_closed_before_its_file_goes_though_an_exception_refers_to_it(
         output.WriteArray(numpy.ones((3, 3)))
 
 
-def test_sidecar_of_an_output_comes_along_and_that_of_another_goes(tmp_path):
-    """What a GeoTIFF cannot hold GDAL writes beside it."""
+def test_sidecar_of_an_output_comes_along_and_that_of_another_goes(tmp_path, request):
+    """GDAL may write what belongs to a GeoTIFF beside it."""
     image = raster('/vsimem/image.tif', gdal.GDT_Byte)
     path = tmp_path / 'out.tif'
+    request.addfinalizer(lambda: gdal.SetConfigOption('GDAL_TIFF_INTERNAL_MASK', None))
+    gdal.SetConfigOption('GDAL_TIFF_INTERNAL_MASK', 'NO')
     for sidecar in (True, False):
         with blocks.create(path, image) as output:
             if sidecar:
                 output.CreateMaskBand(gdal.GMF_PER_DATASET)
                 output.GetRasterBand(1).GetMaskBand().Fill(255)
-        assert {each.name for each in tmp_path.iterdir()} == {'out.tif', 'out.tif.msk'} if sidecar else {'out.tif'}
+        assert {each.name for each in tmp_path.iterdir()} == ({'out.tif', 'out.tif.msk'} if sidecar else {'out.tif'})
         assert gdal.Open(str(path)).GetRasterBand(1).GetMaskFlags() == (
             gdal.GMF_PER_DATASET if sidecar else gdal.GMF_ALL_VALID)
 
