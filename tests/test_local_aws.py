@@ -17,6 +17,8 @@ import pytest
 from tests.helpers import (
     ROOT, PATIENCE, wait_until, copy_of_the_tree, write_main, RUNS_LONG, processes_with, Local, refuses, run)
 
+SCENE = ROOT / 'examples' / 'data' / 'landsat7_olinda.tif'
+
 
 @pytest.mark.parametrize('command, status', [(['sh', '-c', 'exit 7'], 7), (['sh', '-c', 'kill -9 $$'], 137)])
 def test_local_has_the_status_of_its_command_and_leaves_nothing(command, status, tmp_path):
@@ -37,7 +39,8 @@ def clone(folder, tools):
     python = tree / '.venv' / 'bin' / 'python'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', '--system-site-packages', tree / '.venv'], check=True)
     packages, = tree.glob('.venv/lib/python3*/site-packages')
-    (packages / 'ours.pth').write_text('\n'.join(path for path in sys.path if path.endswith('-packages')))
+    (packages / 'ours.pth').write_text('\n'.join(
+        [str(tree), *(path for path in sys.path if path.endswith('-packages'))]))
     # As pip installs it.
     (python.parent / 'aws').write_text('#!{}\nimport awscli\n'.format(python))
     (python.parent / 'aws').chmod(0o755)
@@ -76,6 +79,32 @@ def test_local_runs_a_main_script_in_a_folder_with_spaces(tmp_path):
     said, endpoint = out.splitlines()
     assert re.fullmatch(r'\[0, 1, 4, 9, 16, 42\] {}3? 6 vCPUs.*'.format(re.escape(python)), said), said
     local.assert_nothing_left(endpoint)
+
+
+@pytest.mark.slow
+def test_demo_makes_its_stack_with_create_and_deletes_it_with_delete(tmp_path):
+    """In such a clone. What it prints, and that no pixel differs."""
+    tree = clone(tmp_path, tmp_path / 'tools')
+    shutil.copytree(ROOT / 'examples', tree / 'examples')
+    (tree / 'scripts' / 'setup.sh').write_text('#!/bin/sh\n')        # the environment is there
+    for name in ('create.sh', 'delete.sh'):
+        script = tree / 'scripts' / name
+        script.rename(script.with_name('real-' + name))
+        script.write_text('#!/bin/sh\necho "{0} $*" >>"${{0%/*}}/called"\nexec "${{0%/*}}/real-{0}" "$@"\n'.format(name))
+        script.chmod(0o755)
+    local = Local(tmp_path, tree, PATH=str(tmp_path / 'tools'))
+    command = [tree / 'scripts' / 'demo.sh', '-o', tmp_path / 'the output', SCENE, '--radius', '1', '--workers', '2']
+    done = subprocess.run(command, env=local.env, text=True, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tree / 'scripts' / 'called').read_text() == 'create.sh --wait\ndelete.sh --yes --wait\n'
+    said = done.stdout.splitlines()
+    assert said[0] == 'demo: computing the texture of landsat7_olinda.tif'
+    assert re.match('checked in one process .*: 0 of 122848 pixels differ', said[3])
+    assert re.match(r'\d+\.\d AWS requests per block', said[4])
+    assert said[5:] == ['demo: deleting the stack', 'demo: the stack is gone, the local AWS has stopped']
+    assert {path.name for path in (tmp_path / 'the output').iterdir()} == {
+        'landsat7_olinda_texture.tif', 'landsat7_olinda_texture.png', 'summary.txt'}
+    local.assert_nothing_left()
 
 
 def test_scripts_run_in_a_folder_with_spaces_without_another_aws(tmp_path):
