@@ -190,8 +190,10 @@ clean_up() {
     trap - EXIT
     set +e
     # Jobs end with the server; a Ctrl-C is not for what answers `aws`.
-    kill "${servers[@]}" 2>/dev/null
-    wait "${servers[@]}"
+    if [[ ${#servers[@]} -gt 0 ]]; then
+        kill "${servers[@]}" 2>/dev/null
+        wait "${servers[@]}"
+    fi
     rm -rf "$folder"
     exit "$status"
 }

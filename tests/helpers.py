@@ -56,7 +56,7 @@ def square(x, seconds=0.0):
 def local_aws(path, tell=None, env=os.environ):
     """Ask a local AWS something, or tell it something."""
     data = None if tell is None else json.dumps(tell).encode()
-    with urllib.request.urlopen('{}/_local/{}'.format(env['AWS_ENDPOINT_URL'], path), data, timeout=30) as answer:
+    with urllib.request.urlopen('{}/_local/{}'.format(env['AWS_ENDPOINT_URL'], path), data, timeout=PATIENCE) as answer:
         return json.loads(answer.read() or b'null')
 
 
@@ -317,7 +317,7 @@ class Stack:
     def push(self, output, path, *variables):
         """Put an image whose entry point is a Python script into one of the two repositories."""
         subprocess.run([sys.executable, SCRIPTS / 'local_aws', 'push', output, path, *variables], env=self.env,
-                       check=True, timeout=60)
+                       check=True, timeout=PATIENCE)
         return self
 
     def describe(self):
@@ -399,7 +399,7 @@ class Local:
 
     def assert_nothing_left(self, endpoint=None):
         """No process, no file, no listening port."""
-        wait_until(lambda: not processes_with(str(self.temporary)), 60)
+        wait_until(lambda: not processes_with(str(self.temporary)))
         assert list(self.temporary.iterdir()) == []
         if endpoint:
             host, port = endpoint.rpartition('/')[2].split(':')

@@ -182,12 +182,12 @@ def test_local_ends_its_command_and_all_else_on_a_signal(number, tmp_path):
 
 def test_local_that_is_killed_leaves_no_server_and_no_job(tmp_path):
     local = Local(tmp_path, RIOS_AWSBATCH_LOCAL_STACK='no')
-    process = local.start('sh', '-c', 'echo $AWS_ENDPOINT_URL; exec sleep 60')
+    process = local.start('sh', '-c', 'echo $AWS_ENDPOINT_URL; exec sleep 600')
     assert process.stdout.readline().startswith('http://127.0.0.1:')
     process.kill()
     process.wait()
     mine = str(local.temporary)
-    wait_until(lambda: not [each for each in processes_with(mine) if b'local_aws' in each[1]], 60)
+    wait_until(lambda: not [each for each in processes_with(mine) if b'local_aws' in each[1]])
     for pid, words in processes_with(str(local.temporary)):     # the command itself is not ours to end
         assert words.startswith(b'sleep\0')
         os.kill(int(pid), signal.SIGKILL)
