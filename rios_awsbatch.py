@@ -171,6 +171,8 @@ _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
 NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
 NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
+# Where botocore reads keys, which may be others by now.
+_READ = (None, 'env', 'shared-credentials-file', 'config-file', 'boto-config')
 _LOG_IN = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or '
            'AWS_PROFILE.')
 _MEANINGS = (
@@ -227,8 +229,8 @@ def new_session(expired=None):
     A boto3 session with the credentials that there are now, instead of one whose login has expired.
 
     If the script has chosen a profile or keys (boto3.setup_default_session), they are used. The session
-    itself is used if it has keys of its own, or a role: that may have cost a code, which AWS takes once.
-    Raises AWSBatchException.
+    itself is used if it has more than what it has read: keys of its own, or a role, which may have cost a
+    code that AWS takes once. Raises AWSBatchException.
     """
     import boto3
     default = boto3.DEFAULT_SESSION
@@ -236,7 +238,7 @@ def new_session(expired=None):
         if default is None:
             return boto3.session.Session()
         method = getattr(default.get_credentials(), 'method', None)
-        if method == 'explicit' or method == 'assume-role' and default is not expired:
+        if method not in _READ and (default is not expired or method == 'explicit'):
             return default
         profile = default.profile_name
         return boto3.session.Session(profile_name=None if profile == 'default' else profile)
@@ -2373,8 +2375,9 @@ class _Run:
 
 # ---- The end of the script ---------------------------------------------------------------------------
 # Open runs end with it. A script that is asked to end (kill, a closed terminal) ends in an orderly way too,
-# unless it handles the signal itself. All this begins with the first executor, so that nothing of it is in a
-# process that only computes.
+# unless it handles the signal itself. What concerns signals and forks begins with the first executor, so that
+# nothing of it is in a process that only computes. What is called at exit is registered at once, so that it
+# comes after what the script registers, which may still want blocks.
 
 _runs = set()
 _entered = []           # the runs of executors whose with statements are open, in their order
@@ -2383,12 +2386,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @functools.lru_cache(maxsize=None)
-def _watch_the_end():
-    """Register what is called at the end of the script, and around forks."""
-    atexit.register(_end_runs)
+def _watch_forks():
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_runs)
 
 
+@atexit.register
 def _end_runs():
     """The script ends without shutdown(): what was submitted is finished, unless the script failed."""
     runs = list(_runs)
@@ -2450,7 +2452,7 @@ def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory
         raise TypeError('initializer must be a callable')
     run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, timeout,
                job_definition)
-    _watch_the_end()
+    _watch_forks()
     _handle_signals()
     return run
 

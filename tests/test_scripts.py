@@ -170,7 +170,7 @@ def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
     tools = tmp_path / 'tools'
     tools.mkdir()
     for name in ('bash', 'env', 'awk', 'sed', 'grep', 'cat', 'mktemp', 'rm', 'basename', 'dirname', 'tail',
-                 'cut', 'tr'):
+                 'cut', 'tr', 'python3'):
         (tools / name).symlink_to(shutil.which(name))
     args = ['--yes'] if script == 'delete.sh' else []
     refuses(run(script, *args, root=tree, env={'PATH': '{}:{}'.format(tools, docker.path)}),
