@@ -2630,7 +2630,7 @@ class _Function:
     def __call__(self, label, jobInfo, sources):
         params = jobInfo.getFunctionParams()
         for array, source, filename in sources:
-            jobInfo.info.setBlockDataset(array, source, filename)
+            jobInfo.info.blocklookup[id(array)] = source, filename
         changed = self.call(*params)
         return jobInfo.getFunctionResult(params), changed
 

@@ -1345,10 +1345,16 @@ def fails_as(kind):
            'exits': lambda: ValueError(ExitTrap())}[kind]()
 
 
+# In a process pool, the first breaks it, and the second is no exception when it arrives.
+@pytest.mark.parametrize('kind, args', [('needs', ('both 1 2',)), ('returned', ('odd',))])
+def test_exception_that_pickle_would_make_otherwise_arrives_as_itself(kind, args, executor):
+    error = executor.submit(fails_as, kind).exception(PATIENT)
+    assert type(error) is {'needs': Needs, 'returned': Returned}[kind] and error.args == args
+
+
 # A process pool says only that a lock cannot be pickled; by the others it is broken, and all calls are lost.
 @pytest.mark.parametrize('kind, said', [
-    ('lock', 'ValueError.*lock'), ('mute lock', 'Mute'), ('needs', 'Needs.*both 1 2'),
-    ('returned', 'Returned.*odd'), ('falls', 'ValueError'), ('exits', 'ValueError')])
+    ('lock', 'ValueError.*lock'), ('mute lock', 'Mute'), ('falls', 'ValueError'), ('exits', 'ValueError')])
 def test_exception_that_cannot_travel_is_told_in_words_and_alone(kind, said, executor):
     futures = [executor.submit(square, 3), executor.submit(fails_as, kind), executor.submit(square, 4)]
     error = futures[1].exception(PATIENT)

@@ -347,22 +347,27 @@ apply(talks, options)
     assert len(set(told)) == len(told) == BLOCKS, told
 
 
-@every()
-def test_function_learns_nodata_and_name_of_each_input(source, folder):
-    """From RIOS 1.4, which knows them by the dataset that a block was read from."""
-    raster = gdal.Open(str(folder / 'other1.tif'), gdal.GA_Update)
-    raster.GetRasterBand(1).SetNoDataValue(-7)
-    raster = None
-    succeed(source, folder, CONCURRENT + SCRIPT + """
+@every(two=False)
+def test_function_may_ask_for_file_names_and_nodata_values(source, folder):
+    """RIOS 1.4 forgets both before it hands a block over."""
+    for name in ('other0', 'image'):
+        raster = gdal.Open(str(folder / (name + '.tif')), gdal.GA_Update)
+        raster.GetRasterBand(raster.RasterCount).SetNoDataValue(7)
+        raster = None
+    text = SCRIPT + r'''
 def asks(info, inputs, outputs, otherArgs):
-    first, second = inputs.others
-    assert info.getNoDataValueFor(first) is None
-    assert info.getNoDataValueFor(second) == -7
-    assert os.path.basename(info.getFilenameFor(second)) == 'other1.tif'
-    assert os.path.basename(info.getFilenameFor(inputs.image)) == 'image.tif'
     everything(info, inputs, outputs, otherArgs)
+    otherArgs.blocks = [[
+        [os.path.basename(info.getFilenameFor(block)) for block in (inputs.image, *inputs.others)],
+        [value if value is None else float(value) for value in (
+            info.getNoDataValueFor(inputs.image, 2), info.getNoDataValueFor(inputs.others[0]),
+            info.getNoDataValueFor(inputs.others[1]))]]]
 apply(asks, options)
-""", usual(source))
+'''
+    alone, _ = succeed(source, folder, text)
+    returned, _ = succeed(source, folder, CONCURRENT + text, usual(source))
+    assert returned['copies'] == [alone['blocks']] * BLOCKS
+    assert alone['blocks'][0] == [['image.tif', 'other0.tif', 'other1.tif'], [7, 7, None]]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -53,9 +53,26 @@ class ApplierControls:
     setCreationOptions = setCalcStats = setOmitPyramids = setStatsIgnore = setLayerNames = ignored
 
 
+class Info(double_grid.Info):
+    """Knows what it was that an array was read from, as long as it is that array."""
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.blocklookup = {}
+
+    def getFilenameFor(self, block):
+        return self.blocklookup[id(block)][1]
+
+    def getNoDataValueFor(self, block, band=1):
+        return self.blocklookup[id(block)][0].GetRasterBand(band).GetNoDataValue()
+
+
 class RIOSJobInfo(jobmanager.JobInfo):
     def __init__(self, info, inputs, otherargs=None):
         self.info, self.inputs, self.otherargs = info, inputs, otherargs
+
+    def prepareForPickling(self):
+        self.info.blocklookup = {}
+        return self
 
     def getFunctionParams(self):
         more = () if self.otherargs is None else (self.otherargs,)
@@ -98,7 +115,8 @@ def apply(userFunction, infiles, outfiles, otherArgs=None, controls=None):
 
 
 def _read(block, infiles, opened, grid, controls, otherArgs):
-    inputs = BlockAssociations(infiles)
+    inputs, info = BlockAssociations(infiles), Info(grid, controls.window, controls.overlap, *block)
     for name, number, filename in infiles:
-        inputs[name, number] = double_grid.read(opened[filename], *block, controls.overlap)
-    return RIOSJobInfo(double_grid.Info(grid, controls.window, controls.overlap, *block), inputs, otherArgs)
+        inputs[name, number] = array = double_grid.read(opened[filename], *block, controls.overlap)
+        info.blocklookup[id(array)] = opened[filename], filename
+    return RIOSJobInfo(info, inputs, otherArgs)
