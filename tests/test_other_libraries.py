@@ -66,7 +66,7 @@ CREDENTIALS = '[mine]\naws_access_key_id = {}\naws_secret_access_key = local\n'
 
 @pytest.mark.parametrize('chosen', [
     'profile_name="mine"',
-    'os.environ["KEY"], "local"',
+    'aws_access_key_id=os.environ["KEY"], aws_secret_access_key="local"',
     'botocore_session=renewing()'])
 def test_default_session_of_boto3_is_that_of_a_run(chosen, tmp_path):
     """There are no other credentials."""
