@@ -186,8 +186,8 @@ class Wire:
 @contextlib.contextmanager
 def metered(blocks, limit=None):
     """
-    Measure the run of whatever makes an executor inside the block, as RIOS does, from when all its workers
-    are up until it is shut down. Gives a dict of what was found, complete after the block.
+    Measure the run of the executor that is made inside the block, from when all its workers are up until it
+    is shut down. Gives a dict of what was found, complete after the block.
     """
     from rios_awsbatch import AWSBatchExecutor as cls
     init, shutdown = cls.__init__, cls.shutdown
@@ -327,7 +327,7 @@ def rios(kind, side, seconds, workers, version):
     from osgeo import gdal, gdal_array
     from rios import applier
 
-    import rios_awsbatch    # noqa: F401  which makes 'AWSBatch' known to RIOS
+    import rios_awsbatch
     blocks, image = side * side, pixels(kind, side)
     infiles, outfiles, otherargs = (
         applier.FilenameAssociations(), applier.FilenameAssociations(), applier.OtherInputs())
@@ -347,7 +347,7 @@ def rios(kind, side, seconds, workers, version):
         dataset = gdal_array.OpenArray(image)
         dataset.SetGeoTransform((0, 10, 0, 0, 0, -10))
         gdal.GetDriverByName('GTiff').CreateCopy(infiles.image, dataset, options=['TILED=YES'])
-        with metered(blocks, blocks * seconds / workers) as found:
+        with metered(blocks, blocks * seconds / workers) as found, rios_awsbatch.AWSBatchExecutor(workers):
             applier.apply(rios_function, infiles, outfiles, otherargs, controls=controls)
         expect(numpy.array_equal(gdal.Open(outfiles.result).ReadAsArray(), image[:2] + 1), 'what RIOS wrote')
     return found
