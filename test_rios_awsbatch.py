@@ -460,6 +460,22 @@ def test_repeated_results_count_once(executor):
     assert executor.stats()['done'] == 10
 
 
+def test_worker_that_says_hello_again_and_after_its_end_is_neither_lost_nor_there():
+    """SQS delivers a message twice, and late."""
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        channel = channel_of(executor)
+        executor.wait_for_workers(2, PATIENCE)
+        hello, _ = channel.seal(Message('hello', worker='0', attempt=1))
+        stop, _ = channel.seal(Message('stop'))
+        channel.send(channel.out_queue, [hello, hello])
+        channel.send(channel.in_queue, [stop] * 2)
+        wait_until(lambda: executor.stats()['workers_up'] == 0)
+        channel.send(channel.out_queue, [hello])
+        assert executor.submit(square, 3).result(PATIENCE) == 9         # by another worker
+        stats = executor.stats()
+        assert (stats['workers_up'], stats['lost'], stats['replaced']) == (1, 0, 1)
+
+
 @pytest.mark.parametrize('main, worker, said', [
     ({'Python': '3.11.2'}, {'Python': '3.11.9'}, None),
     ({'Python': '3.11.2'}, {'Python': '3.12.3'}, 'Python 3.11.2, but .* Python 3.12.3'),

@@ -4,8 +4,10 @@ What cancelling saves: a call that nobody waits for any more is not computed, an
 That cancel() and shutdown(cancel_futures=True) do what they do in a process pool is in test_like_a_process_pool.py, in
 short in test_rios_awsbatch.py; that callbacks may cancel in test_ordinary_python.py.
 """
+import concurrent.futures
 import contextlib
 import os
+import random
 import sys
 import time
 
@@ -84,9 +86,10 @@ def marks(x, seconds):
     return x
 
 
-def marked(run):
-    prefix = 'runs/{}/mark-'.format(run)
-    return client('s3').list_objects_v2(Bucket=bucket(), Prefix=prefix)['KeyCount']
+def objects(run, prefix):
+    """The names of objects in the folder of a run (set)."""
+    found = client('s3').list_objects_v2(Bucket=bucket(), Prefix='runs/{}/{}'.format(run, prefix))
+    return {item['Key'] for item in found.get('Contents', ())}
 
 
 @pytest.mark.parametrize('how', ['break', 'cancel', 'close'])
@@ -107,5 +110,39 @@ def test_worker_does_not_begin_what_nobody_waits_for(how):
                 future.cancel()
         assert executor.submit(square, 3).result(PATIENCE) == 9
         assert [executor.submit(square, x, 0.3).result(PATIENCE) for x in range(4)] == [0, 1, 4, 9]
-        assert marked(executor.run) < 50
+        assert len(objects(executor.run, 'mark-')) < 50
+    assert_nothing_left(executor.run)
+
+
+def test_large_call_that_is_cancelled_before_its_turn_is_not_uploaded(monkeypatch):
+    """Its turn comes when one of 80 MB has been sent."""
+    monkeypatch.setattr(rios_awsbatch, 'PREPARERS', 1)
+    noise = random.Random(1).randbytes(80_000_000)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        first = executor.submit(len, noise)
+        others = [executor.submit(len, noise[:500_000 + x]) for x in range(20)]
+        assert all(future.cancel() for future in others)
+        last = executor.submit(len, noise[:600_000])
+        uploaded = objects(executor.run, 'call-')
+        assert (first.result(PATIENCE), last.result(PATIENCE)) == (80_000_000, 600_000)
+        uploaded |= objects(executor.run, 'call-')
+        assert len(uploaded) <= 2
+
+
+@pytest.mark.parametrize('how', ['cancel', 'shutdown', 'break'])
+def test_whoever_waits_for_a_cancelled_call_is_told(how):
+    """At once where the run goes on, and when it ends, in whichever way."""
+    with contextlib.suppress(ZeroDivisionError), rios_awsbatch.AWSBatchExecutor(1) as executor:
+        futures = [executor.submit(square, 2, 1) for _ in range(20)]
+        executor.wait_for_workers(1, PATIENCE)
+        if how == 'cancel':
+            for future in futures[1:]:
+                future.cancel()
+            assert not concurrent.futures.wait(futures[3:], PATIENCE).not_done
+        elif how == 'shutdown':
+            executor.shutdown(cancel_futures=True)
+        else:
+            raise ZeroDivisionError
+    assert not concurrent.futures.wait(futures, 0).not_done
+    assert sum(future.cancelled() for future in futures) > 15
     assert_nothing_left(executor.run)

@@ -262,6 +262,13 @@ FOREIGN = {
             while not future.done():
                 time.sleep(0.1)
         ''',
+    'a callback that ends the script, and one that ends the executor': '''
+        futures = [executor.submit(square, x) for x in range(20)]
+        futures[0].add_done_callback(lambda done: sys.exit(3))
+        futures[1].add_done_callback(lambda done: executor.shutdown())
+        assert [future.result() for future in futures] == [x * x for x in range(20)]
+        executor = rios_awsbatch.AWSBatchExecutor(1)
+        ''',
     'a handler of the log': '''
         import logging
         class Curious(logging.Handler):
@@ -404,6 +411,20 @@ def test_order_to_end_from_outside_is_obeyed_whatever_the_function_does_with_sig
             os.kill(worker, signal.SIGTERM)
         assert [future.result(PATIENT) for future in futures] == list(range(6))
     assert_nothing_left(executor.run)
+
+
+def test_call_that_ends_its_process_fails_though_a_child_of_it_lives_on(executor):
+    """The child holds all that was open, the pipe to the worker with it."""
+    def tile(x):
+        if x == 3 and os.fork():
+            os._exit(7)
+        elif x == 3:
+            time.sleep(900)
+        return x
+    futures = [executor.submit(tile, x) for x in range(6)]
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='each time .* ended with exit code 7'):
+        futures[3].result(PATIENT)
+    assert [futures[x].result(PATIENT) for x in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
 
 
 def test_call_that_has_its_worker_terminated_fails_alone():
