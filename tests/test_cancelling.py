@@ -120,11 +120,11 @@ def test_large_call_that_is_cancelled_before_its_turn_is_not_uploaded(monkeypatc
     noise = random.Random(1).randbytes(80_000_000)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
         first = executor.submit(len, noise)
-        others = [executor.submit(len, noise[:500_000 + x]) for x in range(20)]
+        others = [executor.submit(len, noise[:700_000 + x]) for x in range(20)]
         assert all(future.cancel() for future in others)
-        last = executor.submit(len, noise[:600_000])
+        last = executor.submit(len, noise[:800_000])
         uploaded = objects(executor.run, 'call-')
-        assert (first.result(PATIENCE), last.result(PATIENCE)) == (80_000_000, 600_000)
+        assert (first.result(PATIENCE), last.result(PATIENCE)) == (80_000_000, 800_000)
         uploaded |= objects(executor.run, 'call-')
         assert len(uploaded) <= 2
 
