@@ -53,7 +53,7 @@ the script (a callback, a finaliser, a ``__repr__``) may come at any moment, in 
 
 import atexit
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import copy
 import copyreg
@@ -70,6 +70,7 @@ import inspect
 import io
 import itertools
 import json
+import linecache
 import logging
 import operator
 import os
@@ -151,12 +152,6 @@ class AWSBatchPicklingError(AWSBatchException, pickle.PicklingError):
 
 class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchException):
     """No worker can finish the outstanding calls any more."""
-
-
-class _RemoteTraceback(Exception):
-    """The cause of an exception that was raised in a worker: its traceback there, as text."""
-    def __str__(self):
-        return f'\n"""\n{self.args[0]}"""'
 
 
 # ---- AWS, in the words of somebody who does not know it ----------------------------------------------
@@ -407,6 +402,12 @@ class _Reduced:
         return self.reduced
 
 
+def _reduce_code(code):
+    """As cloudpickle does it, but with the name of its file, which tracebacks say, and 3.1 leaves out."""
+    make, args = cloudpickle.CloudPickler.dispatch_table[types.CodeType](code)
+    return make, tuple(code.co_filename if arg == '<dynamic-code>' else arg for arg in args)
+
+
 def _reduce_cell(cell):
     """A variable that functions close over: those that are pickled together share it."""
     try:
@@ -419,6 +420,7 @@ class _Pickler(cloudpickle.CloudPickler):
     """Pickles by reference what is in a travelling module under its name, and notes what that takes."""
     dispatch_table = collections.ChainMap({
         types.CellType: _reduce_cell,
+        types.CodeType: _reduce_code,
         functools.cached_property: lambda thing: (      # which has a lock before Python 3.12
             functools.cached_property, (thing.func,), {'attrname': thing.attrname}),
     }, cloudpickle.CloudPickler.dispatch_table)
@@ -635,7 +637,9 @@ class _Luggage:
         try:
             definition = _Definition(names, self.names)
         except Exception as error:
-            raise AWSBatchPicklingError(f'{names[0][1]} of {names[0][0]}: {describe(error)}') from error
+            name = ', '.join(name[1] for name in names)
+            raise unpicklable(error, f'The variable {name} of {names[0][0]}', [
+                (_at(name), name[1]) for name in names]) from error
         if parts:
             self.run.unchanged[names] = definition, parts
         return definition
@@ -715,10 +719,11 @@ class Definitions:
         if main is not None:
             cloudpickle.register_pickle_by_value(main)
 
-    def pickled(self, thing, what, known=()):
+    def pickled(self, thing, what, parts, known=()):
         """
         A pickle of a thing (bytes), the definitions that it takes besides those of names that are `known`,
-        and what is known then (digests by name). Raises AWSBatchPicklingError, which says `what` it was.
+        and what is known then (digests by name). Raises AWSBatchPicklingError, which says `what` it was,
+        and which of its `parts`, (thing, path) of each, cannot be pickled.
         """
         try:
             with io.BytesIO() as file:
@@ -737,11 +742,11 @@ class Definitions:
                         self.together.update(dict.fromkeys(names, names))
                     self.sent.update(dict.fromkeys(luggage.found))
         except Exception as error:
-            raise unpicklable(error, what) from error
+            raise unpicklable(error, what, parts) from error
 
     def function(self, fn, what):
         """A function as it is now: what of it travels with each call (bytes), and what workers know then."""
-        data, definitions, known = self.pickled(fn, what)
+        data, definitions, known = self.pickled(fn, what, [(fn, _name(fn))])
         return self.packed(definitions, data), known
 
     def packed(self, definitions, data):
@@ -751,7 +756,9 @@ class Definitions:
 
     def parcel(self, function, args, kwargs, what):
         """All that travels with a call (bytes): see Computer.unpacked in worker.py."""
-        data, definitions, _ = self.pickled((args, kwargs), what, function[1])
+        parts = [*((arg, f'argument {place}') for place, arg in enumerate(args, 1)),
+                 *((arg, f'argument {name}') for name, arg in kwargs.items())]
+        data, definitions, _ = self.pickled((args, kwargs), what, parts, function[1])
         return function[0] + pickle.dumps(definitions) + data
 
 
@@ -863,7 +870,7 @@ class Script:
     def __reduce__(self):
         """For a process that multiprocessing starts anew from this one: it has what is here now."""
         modules = [sys.modules[name] for name in sorted(self.modules)]
-        return _again, Definitions(bytes).pickled(modules, 'The script')[1]
+        return _again, Definitions(bytes).pickled(modules, 'The script', ())[1]
 
     @staticmethod
     def place(name, value):
@@ -903,11 +910,55 @@ def dumps(thing, **options):
         return file.getvalue()
 
 
-def unpicklable(error, what, to='a worker', advice='must be made inside the function'):
-    """An AWSBatchPicklingError that says what to do."""
-    return AWSBatchPicklingError(
-        f'{what} cannot be pickled, so it cannot travel to {to}: {describe(error)}. Open files, GDAL '
-        f'datasets, locks and connections {advice}.')
+def _from_gdal(thing):
+    return type(thing).__module__.startswith('osgeo.')
+
+
+def _inside(thing, path):
+    """The parts of a thing that a user knows, and where they are: (part, path) of each."""
+    if isinstance(thing, types.FunctionType):
+        yield from zip((cell.cell_contents for cell in thing.__closure__ or ()), thing.__code__.co_freevars)
+    if _from_gdal(thing):
+        return
+    if isinstance(thing, dict):
+        yield from ((part, f'{path}[{reprlib.repr(key)}]') for key, part in thing.items())
+    elif isinstance(thing, (list, tuple)):
+        yield from ((part, f'{path}[{place}]') for place, part in enumerate(thing))
+    else:
+        yield from ((part, f'{path}.{name}') for name, part in getattr(thing, '__dict__', {}).items())
+
+
+def _culprit(parts, depth=8):
+    """Which of these, (thing, path) of each, or what in them, cannot be pickled; None if it is not found."""
+    for thing, path in parts:
+        try:
+            dumps(thing)
+        except Exception:
+            inner = _culprit(_inside(thing, path), depth - 1) if depth else None
+            return inner or (thing, path)
+    return None
+
+
+def unpicklable(error, what, parts, to='a worker'):
+    """
+    An AWSBatchPicklingError that says what to do. `parts` are those of what was to be pickled: (thing, path)
+    of each.
+    """
+    if isinstance(error, AWSBatchPicklingError):        # it is about a variable that this one needs
+        return AWSBatchPicklingError(f'{what} cannot be pickled. {error}')
+    culprit, reason = None, describe(error)
+    with contextlib.suppress(Exception):        # from code of the script
+        culprit, path = _culprit(parts)
+        reason = f'{path} is of type {type(culprit).__name__} ({reason})'
+    if to != 'a worker':
+        advice = 'Return arrays, numbers and text.'
+    elif isinstance(culprit, io.IOBase) or _from_gdal(culprit):
+        advice = 'Open it inside the function.'
+    elif isinstance(culprit, types.GeneratorType):
+        advice = 'Pass a list of what it gives.'
+    else:
+        advice = 'Make it inside the function.'
+    return AWSBatchPicklingError(f'{what} cannot be pickled and sent to {to}: {reason}. {advice}')
 
 
 def pack(data):
@@ -1643,6 +1694,15 @@ class _Outbox:
         return said.id in self.calls
 
 
+def _with_source(text):
+    """A traceback from a worker, with those lines of the script in it that are only here (str)."""
+    def frame(match):
+        line = linecache.getline(match['file'], int(match['line'])).strip()
+        return match[0] + (f'    {line}\n' if line else '')
+    frames = r'^  File "(?P<file>.+)", line (?P<line>\d+), in .+\n(?!    )'
+    return re.sub(frames, frame, text, flags=re.MULTILINE)
+
+
 class _Inbox:
     """
     What workers send: answers settle calls, all else goes to the keeper or into the log.
@@ -1683,7 +1743,7 @@ class _Inbox:
         elif said.kind == 'note':
             log.warning('Run %s: worker %s: %s', self.run.id, said.worker, said.text)
         elif said.kind == 'broken':
-            self.run.break_off(said.text)
+            self.run.break_off(_with_source(said.text))
         else:
             self.run.keeper.tell(said)
         return bool(received.object)
@@ -1725,7 +1785,7 @@ class _Inbox:
             if answer.kind == 'result':
                 return result, None
             error, remote = result
-            error.__cause__ = _RemoteTraceback(remote)
+            error.__cause__ = concurrent.futures.process._RemoteTraceback(_with_source(remote))
         except AWSBatchException as problem:
             error = problem
         except Refused as refused:
@@ -2648,7 +2708,7 @@ class _Function:
             return dumps(args)
         except Exception as error:
             what = 'otherArgs, as the user function leaves it,'
-            raise unpicklable(error, what, 'the main script') from error
+            raise unpicklable(error, what, [(args[0], 'otherArgs')], 'the main script') from error
 
 
 class _Source:

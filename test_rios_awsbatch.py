@@ -21,6 +21,7 @@ import time
 import cloudpickle
 import numpy
 import pytest
+from osgeo import gdal
 
 import rios_awsbatch
 from rios_awsbatch import Message
@@ -517,17 +518,35 @@ def test_missing_module_of_an_argument_names_it(kept, tmp_path, monkeypatch):
         kept.submit(id, only_here.Thing()).result(PATIENCE)
 
 
-def test_what_cannot_be_pickled_is_one_sentence(kept):
-    with pytest.raises(rios_awsbatch.AWSBatchException, match='argument.*cannot be pickled'):
-        kept.submit(id, threading.Lock()).result(0)
-    lock = threading.Lock()
-    with pytest.raises(rios_awsbatch.AWSBatchException, match='The function <?locked>? cannot be pickled'):
-        def locked():
-            return lock
-        kept.submit(locked).result(0)
-    with pytest.raises(rios_awsbatch.AWSBatchException, match='result of .* cannot be pickled'):
-        kept.submit(threading.Lock).result(PATIENCE)
+class Model:
+    def __init__(self):
+        self.parts = {'net': [1, threading.Lock()]}
+
+
+def test_what_cannot_be_pickled_is_one_sentence_that_says_where_it_is(kept):
+    lock, scene = threading.Lock(), gdal.GetDriverByName('MEM').Create('', 2, 2)
+
+    def locked():
+        return lock
+    for call, said in [
+            ((id, lock), r'arguments of id\(lock\) cannot be pickled and .* argument 1 is of type lock .*Make it inside'),
+            ((max, 3, Model()), r"max\(3, Model\) cannot be .* argument 2.parts\['net'\]\[1\] is of type lock"),
+            ((id, scene), r'argument 1 is of type Dataset .* Open it inside the function'),
+            ((sum, (x for x in range(3))), r'argument 1 is of type generator .* Pass a list'),
+            ((locked,), r'function .*locked cannot be pickled and .* lock is of type lock'),
+            ((Model,), r"result of Model\(\) cannot .* it.parts\['net'\]\[1\] is of type lock .* Return arrays")]:
+        with pytest.raises(rios_awsbatch.AWSBatchPicklingError, match=said):
+            kept.submit(*call).result(PATIENCE)
     assert kept.submit(square, 3).result(PATIENCE) == 9
+
+
+def test_traceback_of_a_worker_has_the_lines_of_the_script(kept, tmp_path):
+    """Whose file is here alone."""
+    (tmp_path / 'only_here.py').write_text('def tile(x):\n    return 1 / x     # that is it\n')
+    space = {'__name__': '__main__'}
+    exec(compile((tmp_path / 'only_here.py').read_text(), tmp_path / 'only_here.py', 'exec'), space)
+    error = kept.submit(space['tile'], 0).exception(PATIENCE)
+    assert re.search(r'only_here.py", line 2, in tile\n    return 1 / x     # that is it\n', str(error.__cause__))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -131,8 +131,7 @@ class Computer:
                 return 'result', rios_awsbatch.dumps(result)
             except BaseException as error:
                 raise rios_awsbatch.unpicklable(
-                    error, f'The result of {label}, a {type(result).__name__},', 'the main script',
-                    'stay in the worker: return arrays, numbers and text') from error
+                    error, f'The result of {label}', [(result, 'it')], 'the main script') from error
         except BaseException as error:          # sys.exit() in the user's function included
             if os.getpid() != self.pid:         # a fork ends with it, as in any script
                 raise

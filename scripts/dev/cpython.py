@@ -2,13 +2,14 @@
 """
 CPython's own tests of executors, run on AWSBatchExecutor as far as they need no private parts.
 
-    sudo apt-get install libpython3-testsuite
+    sudo apt-get install libpython3.11-testsuite      # of your Python's version
     scripts/local.sh .venv/bin/python scripts/dev/cpython.py [-v] [-k NAME]
 
 Some depend on speed: they expect a call without work to be done within 1.5 s, so take a quiet machine.
 """
 import importlib
 import sys
+import types
 import unittest
 
 import cloudpickle
@@ -30,7 +31,13 @@ LEFT_OUT = {
     'test_idle_process_reuse_one': 'looks at the processes of a process pool',
     'test_idle_process_reuse_multiple': 'looks at the processes of a process pool',
     'test_ressources_gced_in_workers': 'has the workers connect to a server of the main script',
-    'test_traceback': 'asks for the class that a process pool has for causes',
+    **dict.fromkeys((
+        'test_exit_at_task_unpickle', 'test_error_at_task_unpickle', 'test_crash_at_task_unpickle',
+        'test_crash_during_func_exec_on_worker', 'test_crash_during_result_pickle_on_worker',
+        'test_error_during_result_unpickle_in_result_handler', 'test_shutdown_deadlock',
+        'test_exit_during_result_unpickle_in_result_handler'),
+        'expects that one call breaks the executor: ours fails that call alone'),
+    'test_exit_during_result_pickle_on_worker': 'ours says of what cannot be pickled that it is so',
     'test_traceback_when_child_process_terminates_abruptly': 'looks at the processes of a process pool',
 }
 
@@ -46,7 +53,8 @@ def theirs(name):
         if hasattr(found, name):
             cloudpickle.register_pickle_by_value(found)     # its functions are not in the workers
             return getattr(found, name)
-    sys.exit('cpython.py: CPython\'s tests are not here: apt-get install libpython3-testsuite')
+    sys.exit('cpython.py: CPython\'s tests are not here: '
+             f'apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}-testsuite')
 
 
 class OnAWSBatch:
@@ -84,6 +92,18 @@ class Initializer(OnAWSBatch, unittest.TestCase):
     executor_kwargs = {'initializer': theirs('InitializerMixin').test_initializer.__globals__['init'],
                        'initargs': ('initialized',)}
     test_initializer = theirs('InitializerMixin').test_initializer
+
+
+class Deadlocks(OnAWSBatch, theirs('ExecutorDeadlockTest'), unittest.TestCase):
+    worker_count = 2
+
+    class executor_type(rios_awsbatch.AWSBatchExecutor):
+        def __init__(self, max_workers, mp_context=None):
+            super().__init__(max_workers)
+            self._executor_manager_thread = types.SimpleNamespace(join=self.shutdown)
+
+    def get_context(self):
+        """Workers are no processes of ours."""
 
 
 if __name__ == '__main__':
