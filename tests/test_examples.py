@@ -206,6 +206,39 @@ def test_notebook_computes_with_what_its_cells_define_now(notebook):
     assert means == pytest.approx([factor * means[0] for factor in (1, 3, 5, 7)], abs=1e-12)
 
 
+CELLS = """
+class Tile:
+    def area(self): return 1
+SEEN, SCALE = [], {'by': 1}
+def helper(tile): return SCALE['by'] * tile.area()
+def look(tile):
+    SEEN.append(tile)
+    return type(tile) is Tile, helper(tile), len(SEEN)
+ask = lambda tile: one.submit(look, tile).result()
+old = Tile()
+"""
+
+
+def test_notebook_worker_keeps_what_no_cell_has_changed(notebook):
+    """Cells are run one after another: the helper is defined anew, then the class, and an object of the old one is passed."""
+    notebook.do('import rios_awsbatch\none = rios_awsbatch.AWSBatchExecutor(1)' + CELLS)
+    assert notebook.value('ask(old)') == '(True, 1, 1)'
+    notebook.do('def helper(tile): return 10 * SCALE["by"] * tile.area()')
+    assert notebook.value('ask(old)') == '(True, 10, 2)'
+    notebook.do('class Tile:\n    def area(self): return 2')
+    assert notebook.value('ask(old)') == '(False, 10, 3)'
+    assert notebook.value('ask(Tile())') == '(True, 20, 4)'
+    notebook.do('SCALE["by"] = 3')
+    assert notebook.value('ask(old), ask(Tile())') == '((False, 30, 5), (True, 60, 6))'
+    notebook.do('SEEN = []')        # as the script had it before
+    assert notebook.value('ask(Tile())') == '(True, 60, 7)'
+    notebook.do('SEEN = ["mine"]')
+    assert notebook.value('ask(Tile())') == '(True, 60, 2)'
+    with pytest.raises(notebook.error, match=r'helper\(tile\): 1 / 0'):     # the line of the cell
+        notebook.do('def helper(tile): 1 / 0\nask(old)')
+    notebook.do('one.shutdown()')
+
+
 def test_notebook_cell_run_twice_leaves_no_worker_behind(notebook):
     notebook.run('def index')
     runs = []
