@@ -421,6 +421,7 @@ class _Pickler(cloudpickle.CloudPickler):
     dispatch_table = collections.ChainMap({
         types.CellType: _reduce_cell,
         types.CodeType: _reduce_code,
+        dataclasses._FIELD_BASE: operator.attrgetter('name'),       # by value before cloudpickle 3
         functools.cached_property: lambda thing: (      # which has a lock before Python 3.12
             functools.cached_property, (thing.func,), {'attrname': thing.attrname}),
     }, cloudpickle.CloudPickler.dispatch_table)
@@ -898,7 +899,7 @@ class _Results(pickle.Unpickler):
 
     def find_class(self, module, name):
         found, known = super().find_class(module, name), self.known     # the unpickler keeps what it gives
-        if (module, name) != ('cloudpickle.cloudpickle', '_class_setstate'):
+        if (module.partition('.')[0], name) != ('cloudpickle', '_class_setstate'):
             return found
         return lambda cls, state: cls if weakref.ref(cls) in known else found(cls, state)
 
