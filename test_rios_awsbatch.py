@@ -517,6 +517,14 @@ def test_missing_module_of_an_argument_names_it(kept, tmp_path, monkeypatch):
     with pytest.raises(rios_awsbatch.AWSBatchException, match="'only_here'.*register_pickle_by_value"):
         kept.submit(id, only_here.Thing()).result(PATIENCE)
 
+    def needs():
+        import only_here.part
+        return only_here.part
+    cloudpickle.register_pickle_by_value(only_here)
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='Import only_here.part at the top of the main script'):
+        kept.submit(lambda: (only_here.Thing, needs())).result(PATIENCE)
+    cloudpickle.unregister_pickle_by_value(only_here)
+
 
 class Model:
     def __init__(self):

@@ -177,7 +177,9 @@ def what_to_do(error, label):
     name = str(error.name or '').partition('.')[0]
     if not isinstance(error, ModuleNotFoundError) or not name:
         return f'The worker cannot import what the block needs: {told}.'
-    if name == 'rios':
+    if name in rios_awsbatch.script.modules:        # it travels, but for what is not imported
+        how = f'Import {error.name} at the top of the main script, or build the image with it.'
+    elif name == 'rios':
         how = 'Build the image again with RIOS in it: "RIOS_VERSION=... scripts/build.sh".'
     else:
         how = (f'If it is a package, build the image again with it, as in "PIP_PACKAGES={name} '

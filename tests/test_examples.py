@@ -220,7 +220,7 @@ old = Tile()
 
 
 def test_notebook_worker_keeps_what_no_cell_has_changed(notebook):
-    """Cells are run one after another: the helper is defined anew, then the class, and an object of the old one is passed."""
+    """The helper is defined anew, then the class, and an object of the old class is passed."""
     notebook.do('import rios_awsbatch\none = rios_awsbatch.AWSBatchExecutor(1)' + CELLS)
     assert notebook.value('ask(old)') == '(True, 1, 1)'
     notebook.do('def helper(tile): return 10 * SCALE["by"] * tile.area()')
