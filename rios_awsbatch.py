@@ -2789,11 +2789,13 @@ class _Apply:
             del otherArgs.otherArgsList         # of an earlier apply()
         run, known, definitions = self.run, (), [[], []]
         if otherArgs is not None:
-            function.given, definitions, known = run.definitions.pickled((otherArgs,), 'otherArgs')
+            function.given, definitions, known = run.definitions.pickled(
+                (otherArgs,), 'otherArgs', [(otherArgs, 'otherArgs')])
         self.userFunction = function.userFunction = userFunction
         self.otherArgs = otherArgs
         what = f'The function {_name(userFunction)}'
-        data, more, known = run.definitions.pickled(function, what, known)
+        data, more, known = run.definitions.pickled(
+            function, what, [(userFunction, _name(userFunction))], known)
         compute = functools.partial(_compute, run.share(data))
         definitions = list(map(operator.add, definitions, more))
         self.compute = run.definitions.packed(definitions, pickle.dumps(compute)), known
