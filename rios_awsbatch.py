@@ -112,6 +112,7 @@ VISIBILITY_SECONDS = 30     # a dead worker's block is given to another one afte
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
 TAKE_BACK_SECONDS = 2       # while cancelled calls are looked for, wanted ones are hidden no longer than this
 TAKE_BACK_AGAIN = 30        # ... and when none was found, they are not looked for again before this
+COPY_SECONDS = 1            # a call that is so much later than usual has a copy, when workers are idle
 ROUNDS_AHEAD = 3            # rounds of RIOS 1.4 that are computed before RIOS waits for the first of them
 # How often things are tried.
 MAX_TRIES = 3               # a call that ended the process that computed it this often is given up
@@ -125,6 +126,7 @@ PACK_BYTES = 32768          # what is smaller is not compressed
 FUNCTION_BYTES = 4096       # a function that is no larger travels with each call, which saves round trips
 DEFINITION_BYTES = 2**18    # a global that is larger travels by itself, so that others may change
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
+KEPT_BYTES = 64 * 2**20     # of calls that are sent, the newest, which may be sent again
 PREPARERS = 4               # threads that compress and upload calls ahead of the one that sends them
 COLLECTORS = 2              # threads that receive results: more get fewer of them per request
 HEAVY_MODULES = ('numpy', 'osgeo.gdal_array', 'rios.applier')   # imported first, if the main script has them
@@ -1459,7 +1461,7 @@ class _PendingCall(concurrent.futures.Future):
         super().__init__()
         self.id, self.label, self.payload, self.size = number, label, payload, len(payload)
         self.prepared = threading.Event() if len(payload) > PACK_BYTES else None    # when it is sealed
-        self.message = None                 # as SQS takes it, from seal() until it is sent
+        self.message = None                 # as SQS takes it, from seal() on, as long as it may be sent
         self.bytes = self.object = None     # how large it travels, and the key of its object
         self.submitted_at, self.sent_at = time.time(), None
         self.total_put = 0                  # bytes that were put into the outbox up to this call
@@ -1487,6 +1489,8 @@ class _Calls:
         self.settled = settled              # called after each
         self.outstanding, self.ids = {}, itertools.count(1)
         self.answers = []                   # the worker of each call that is answered
+        self.seconds = collections.deque(maxlen=100)    # ... and what the latest of them have taken
+        self.answered_at = 0                # when the last of them was
 
     def __len__(self):
         return len(self.outstanding)
@@ -1513,6 +1517,7 @@ class _Calls:
             return False
         if worker is not None:
             self.answers.append(worker)
+            self.answered_at = time.time()
         try:
             if error is not None:
                 call.set_exception(error)
@@ -1522,6 +1527,7 @@ class _Calls:
             log.exception('A callback of %s failed', call.label)
         finally:                            # not before, so that no run ends in the middle of a callback
             self.remove(call)
+            call.message = None
             self.settled()
         return True
 
@@ -1554,6 +1560,7 @@ class _Outbox:
         self.large = queue.SimpleQueue()    # those of them that want preparation; None ends one thread
         self.total_put = self.total_sent = 0    # bytes; each call knows how many were put when it was
         self.cancelled = Mailbox()          # cancelled calls, and ids of those that a worker has answered
+        self.kept, self.total_kept = collections.deque(), 0     # (id, bytes) of each; of send() alone
 
     def is_full(self, size):
         """Whether so many bytes more are to wait. If nothing else is on its way, they never are."""
@@ -1621,8 +1628,9 @@ class _Outbox:
             elif not call.prepared.wait(0 if together else None):
                 break
             self.total_sent = max(self.total_sent, call.total_put)
-            if call.message is not None and call.id in self.calls:
+            if call.message is not None and call.sent_at is None and call.id in self.calls:
                 together.append(call)
+            self._keep(call)
             call = self.waiting.get() if self.waiting.qsize() else None
         self._send_together(together)
         return call
@@ -1630,14 +1638,32 @@ class _Outbox:
     def _send_together(self, calls):
         for call in calls:
             call.sent_at = time.time()
+        messages = [call.message for call in calls]
         try:
             self.channel.persist('sending calls to the workers', lambda: self.channel.send(
-                self.channel.in_queue, [call.message for call in calls]))
+                self.channel.in_queue, list(filter(None, messages))))       # but for cancelled ones
         except AWSBatchException as error:
             for call in calls:
                 self.calls.settle(call, error=error)
-        for call in calls:
-            call.message = None
+
+    def _keep(self, call):
+        """A message is kept until its call is answered, but only the newest KEPT_BYTES."""
+        message = call.message
+        if message is not None:
+            self.kept.append((call.id, size_of(message)))
+            self.total_kept += size_of(message)
+        while self.total_kept > KEPT_BYTES:
+            number, size = self.kept.popleft()
+            self.total_kept -= size
+            old = self.calls.get(number)
+            if old is not None:
+                old.message = None
+
+    def send_again(self, call):
+        """A copy of a call that was sent; whether it was possible."""
+        message = call.message
+        return message is not None and self.channel.persist(
+            'sending a call once more', lambda: [self.channel.send(self.channel.in_queue, [message])])
 
     # Back
 
@@ -1758,6 +1784,7 @@ class _Inbox:
         if call is None:            # answered before by another worker, or cancelled
             self.run.report.note('unwanted', **times)
             self._delete_later(received.object)
+            self.run.copies.answered(answer.id)
             return self.run.outbox.gone(answer.id)
         opened = self._open(call, answer, received)
         if opened is None:          # the run is over
@@ -1765,6 +1792,8 @@ class _Inbox:
         for line in answer.output or ():
             log.warning('Run %s: worker %s, %s: %s', self.run.id, answer.worker, call.label, line)
         result, error = opened
+        if answer.computed and answer.started:
+            self.calls.seconds.append(answer.computed - answer.started)
         if self.calls.settle(call, result, error, answer.worker):
             self.run.report.note(
                 'block', label=call.label, bytes_in=call.bytes, bytes_out=received.header['bytes'],
@@ -1961,6 +1990,7 @@ class _Keeper:
         self.down_since = time.monotonic()  # no worker is up since then
         self.tell_after = TELL_SECONDS      # ... and when it is so long, it is logged
         self.started = self.lost = 0        # workers, in all
+        self.leaving = 0                    # workers that have been asked to end since no more calls come
         self.unanswered = 0                 # ends since the last answer, as verdict() counts them
         self.answered = 0                   # calls, when that was looked at last
         self.ends = collections.deque(maxlen=5)     # what Batch said of lost ones: (sentence, job id)
@@ -1975,7 +2005,7 @@ class _Keeper:
         deadline, count = None if timeout is None else time.monotonic() + timeout, min(count, self.asked)
         self.awaited.append(count)
         try:
-            while len(self.up) < count and self.life.is_open and not (
+            while len(self.up) < count and not (self.life.broken or self.run.is_over()) and not (
                     deadline and time.monotonic() > deadline):
                 time.sleep(0.02)
         finally:
@@ -1994,6 +2024,8 @@ class _Keeper:
         look_at = time.monotonic() + WATCH_SECONDS
         while not self.run.is_over():
             self._read_mail(max(0, look_at - time.monotonic()))
+            if self.life.closing:
+                self._let_go()
             if time.monotonic() >= look_at:
                 if self._wanted() and not self.life.broken:
                     self.channel.persist('looking at the Batch jobs', self._look)
@@ -2014,7 +2046,8 @@ class _Keeper:
                 stop, _ = self.channel.seal(Message('stop'))
                 self.channel.send(self.channel.in_queue, [stop] * len(self.up))
                 deadline = time.monotonic() + STOP_SECONDS
-                while self.up and time.monotonic() < deadline:
+                # Those that compute what another one has answered do not listen.
+                while len(self.up) > len(self.run.copies.twice) and time.monotonic() < deadline:
                     self._read_mail(0.05)
                 if not self.up:
                     return
@@ -2025,6 +2058,15 @@ class _Keeper:
         while time.monotonic() < deadline and not all(
                 job['status'] in ENDED for job in self.jobs.describe(some).values()):
             time.sleep(0.25)
+
+    def _let_go(self):
+        """No more calls will come: workers beyond those that are left, and a copy of each, end now."""
+        surplus = len(self.up) - self.leaving - 2 * len(self.run.calls)
+        if self.run.calls and surplus >= max(1, len(self.up) / 10):     # some at a time
+            stop, _ = self.channel.seal(Message('stop'))
+            self.channel.persist('ending idle workers', lambda: self.channel.send(
+                self.channel.in_queue, [stop] * surplus))
+            self.leaving += surplus
 
     def _read_mail(self, timeout):
         for said in self.mail.take(timeout):
@@ -2054,6 +2096,7 @@ class _Keeper:
         worker = self.workers.get(bye.worker)
         if worker is not None and not worker.said_bye:
             worker.said_bye = True
+            self.leaving = max(0, self.leaving - 1)
             self._down(worker)
             self.channel.requests.update(bye.requests)
             self.run.report.note('ended', worker=worker.number, time=time.time())
@@ -2167,6 +2210,79 @@ class _Keeper:
         return ' '.join(['Why:', *sentences, *self.jobs.end_of_log(last_job)])
 
 
+def calls_to_copy(sent, twice, idle, since, usual, now):
+    """
+    Which calls are to be sent a second time, for workers that have nothing to do: ids, the oldest first.
+
+    Args:
+        sent (dict): when each outstanding call was sent, by id.
+        twice (set): ids of those that were sent a second time, and some that are answered.
+        idle (int): how many workers have nothing to do.
+        since (float): since when no call has waited for a worker.
+        usual (float): seconds that a call takes.
+        now (float): as all times, in seconds.
+    """
+    late = [number for number in sorted(sent)
+            if number not in twice and now > max(sent[number], since) + usual + COPY_SECONDS]
+    return late[:max(0, idle)]
+
+
+class _Copies:
+    """
+    The last calls of a run: a worker that is dead, or slow, is not to hold up its end. So idle workers
+    compute those that are late, too, and the first answer counts. One thread sends them; any may say that
+    one was answered.
+    """
+    def __init__(self, run, channel, life):
+        self.run, self.channel, self.life = run, channel, life
+        self.twice = set()      # ids of calls that were sent twice, until both are answered
+
+    def answered(self, number):
+        """A call was answered that nobody waits for any more."""
+        self.twice.discard(number)
+
+    def watch(self):
+        """Thread: send again what is late, when workers have nothing to do."""
+        calls, since = self.run.calls, time.time()
+        while not self.life.ended.wait(COPY_SECONDS / 2):
+            seconds, up, now = sorted(calls.seconds), len(self.run.keeper.up), time.time()
+            if not (calls and seconds and up):
+                continue
+            usual = seconds[len(seconds) // 2]
+            # When there are fewer calls than workers, none waits, and so many have nothing to do. Otherwise,
+            # a dead worker may hold several; then nothing is answered any more, and at least one is idle.
+            silent = len(calls) >= up
+            if silent and (now < calls.answered_at + usual + COPY_SECONDS or self._some_wait()):
+                since = now
+                continue
+            out = {number: call for number, call in calls.outstanding.copy().items() if call.sent_at}
+            copied = len(self.twice & out.keys())
+            idle = 1 - copied if silent else up - len(out) - copied
+            sent = {number: call.sent_at for number, call in out.items()}
+            for number in calls_to_copy(sent, self.twice, idle, since, usual, now):
+                self._copy(out[number], usual)
+
+    def _some_wait(self):
+        """Whether there are calls in the queue that no worker has, as far as SQS knows."""
+        count = 'ApproximateNumberOfMessages'
+        try:
+            found = self.channel.persist(
+                'asking how many calls wait', lambda: self.channel.sqs.get_queue_attributes(
+                    QueueUrl=self.channel.in_queue, AttributeNames=[count]))
+        except AWSBatchException:       # an older stack does not allow it
+            found = None
+        return not found or int(found['Attributes'][count]) > 0
+
+    def _copy(self, call, usual):
+        self.twice.add(call.id)
+        if self.run.outbox.send_again(call):
+            self.run.report.note('copy', id=call.id, time=time.time())
+            log.info('Run %s: %s is late (most take %.3g s), so another worker computes it, too',
+                     self.run.id, call.label, usual)
+        else:
+            self.twice.discard(call.id)
+
+
 # ---- A run -------------------------------------------------------------------------------------------
 
 def _name(fn):
@@ -2203,7 +2319,7 @@ class _Run:
     Any thread may submit, or end the run; _tend() sees it to its end. Threads refer to the run and not to its
     executor, so that an executor that is dropped ends its run.
     """
-    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition):
+    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition, copies):
         self.began, self.life, self.clean = time.time(), _Life(), threading.Event()
         self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
         self.report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
@@ -2236,6 +2352,7 @@ class _Run:
                      for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
+        self.copies = _Copies(self, self.channel, self.life)
         self.threads = []                   # those that write objects come first
         try:
             self.channel.connect(session)
@@ -2251,7 +2368,7 @@ class _Run:
                 raise explain(error, 'starting a run') from None
             raise
         loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
-                 *[self.inbox.collect] * COLLECTORS, self._tend)
+                 *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies, self._tend)
         self.threads = [
             threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
             for loop in loops]
@@ -2499,7 +2616,7 @@ def _forget_runs():
 # ---- The executor ------------------------------------------------------------------------------------
 
 def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory=None, timeout=None,
-             job_definition=None):
+             job_definition=None, copies=True):
     """Start a run, for the arguments of AWSBatchExecutor, which says what is raised."""
     for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
                         ('timeout', timeout)):
@@ -2512,7 +2629,7 @@ def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory
     if initializer is not None and not callable(initializer):
         raise TypeError('initializer must be a callable')
     run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, timeout,
-               job_definition)
+               job_definition, bool(copies))
     _watch_forks()
     _handle_signals()
     return run
@@ -2539,6 +2656,9 @@ class AWSBatchExecutor(concurrent.futures.Executor):
         initializer (callable), initargs (tuple): called by each worker first, to load a model for instance.
         vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers,
             instead of the stack's.
+        copies (bool): when workers have nothing to do, they compute the last calls, too, if these take longer
+            than usual, and the first answer counts. False for a function with effects of its own, which must
+            not run twice at a time; when a worker is lost, its call is repeated in any case.
 
     Raises:
         ValueError: an argument is not a whole number above zero, or one that AWS does not know.
@@ -2547,9 +2667,10 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     """
 
     def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
-                 timeout=None, job_definition=None):
+                 timeout=None, job_definition=None, copies=True):
         try:
-            self._run = _new_run(max_workers, initializer, initargs, vcpus, memory, timeout, job_definition)
+            self._run = _new_run(
+                max_workers, initializer, initargs, vcpus, memory, timeout, job_definition, copies)
         except AWSBatchException as error:      # which says it all
             raise error.with_traceback(None)
         self._max_workers = self._run.workers       # where dask and others look for it
@@ -2769,6 +2890,7 @@ class _Apply:
             raise ValueError(f'computeWorkerExtraParams of CW_AWSBATCH may have {", ".join(known)}, not '
                              f'{name}.')
         self.run = run = usable[-1] if usable else _new_run(workers, **options)
+        self.own = not usable
         self.userFunction = self.otherArgs = self.compute = None
         self.copies = {}                        # of otherArgs, by block
         self.blocks = blocks = {}               # by future, in the order of submit()
@@ -2809,6 +2931,11 @@ class _Apply:
         future = self.run.submit(self.compute, self.userFunction, args, {})
         self.blocks[future] = block
         return future
+
+    def no_more(self):
+        """RIOS has no more blocks: workers for which there is nothing to do may end."""
+        if self.own:
+            self.run.close()
 
     def result(self, future):
         result, changed = future.result()
@@ -2860,8 +2987,11 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
             for jobInfo in fnInputs:
                 self.startOneJob(function, jobInfo)
             jobs, last = list(self._apply.blocks), fnInputs[-1]
-            if type(last).__module__ == 'rios.applier' and not last.info.isLastBlock():
-                jobs = jobs[:-ROUNDS_AHEAD * len(fnInputs)]
+            if type(last).__module__ == 'rios.applier':
+                if last.info.isLastBlock():
+                    self._apply.no_more()
+                else:
+                    jobs = jobs[:-ROUNDS_AHEAD * len(fnInputs)]
             return self.gatherAllOutputs(jobs)
         except BaseException:
             self._apply.end()
@@ -3040,9 +3170,12 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
         """Send the blocks that there are, while there is room."""
         from rios.rioserrors import TimeoutError
         with contextlib.suppress(TimeoutError):
-            for blockDefn, inputs in itertools.islice(self.inputs, self.apply.room()):
+            room, sent = self.apply.room(), 0
+            for sent, (blockDefn, inputs) in enumerate(itertools.islice(self.inputs, room), 1):
                 label = f'block at {blockDefn.top}, {blockDefn.left}'
                 self.apply.submit(blockDefn, label, blockDefn, inputs).add_done_callback(self.answers.put)
+            if sent < room:
+                self.apply.no_more()
 
     def _next_block(self):
         """What RIOS writes next (blockDefn, outputs). On an error it raises the first in exceptionQue."""

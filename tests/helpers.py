@@ -79,6 +79,18 @@ def pids(run, env=os.environ):
     return found
 
 
+def processes_of(pid):
+    """A process and all that descend from it."""
+    parents = {}
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / 'stat').read_text().rpartition(')')[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
 def jobs_of(run, env=os.environ):
     """What Batch says of the jobs of a run (its id), the latest first; an array is one job."""
     name = env.get('RIOS_AWSBATCH_STACK', rios_awsbatch.STACK_NAME)

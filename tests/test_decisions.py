@@ -42,6 +42,22 @@ def test_verdict(workers, alive, wanted, unanswered, ever_up, decision):
     assert rios_awsbatch.verdict(workers, alive, wanted, unanswered, ever_up) == decision
 
 
+@pytest.mark.parametrize('sent, twice, idle, since, copied', [
+    # Of calls that take 2 s, at 100 s, one is late 3 s after it was taken (COPY_SECONDS is 1).
+    ({1: 90}, set(), 1, 95, [1]),
+    ({1: 90}, set(), 1, 98, []),                # it may have waited until just now
+    ({1: 98}, set(), 1, 95, []),
+    ({1: 90}, {1}, 1, 95, []),                  # once is enough
+    ({2: 90, 1: 91, 3: 99}, set(), 2, 95, [1, 2]),
+    ({2: 90, 1: 91, 3: 92}, set(), 1, 95, [1]),
+    ({2: 90, 1: 91, 3: 92}, {1}, 1, 95, [2]),
+    ({2: 90, 1: 91, 3: 92}, set(), 0, 95, []),
+    ({2: 90, 1: 91, 3: 92}, set(), -2, 95, []),
+    ({}, {7}, 4, 95, [])])
+def test_calls_to_copy(sent, twice, idle, since, copied):
+    assert rios_awsbatch.calls_to_copy(sent, twice, idle, since, 2, 100) == copied
+
+
 @pytest.mark.parametrize('status_reason, container, killed', [
     ('Host EC2 (instance i-0abc) terminated.', {}, True),
     ('Essential container in task exited', {'exitCode': 137}, True),

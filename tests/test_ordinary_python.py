@@ -7,7 +7,6 @@ import contextlib
 import gc
 import itertools
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import pytest
 import rios_awsbatch
 from tests.helpers import (
     PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
-    output_of, pids, script_module, Stack, wait_until, write_main)
+    output_of, pids, processes_of, script_module, Stack, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -366,18 +365,6 @@ def test_interrupted_shutdown_in_one_thread_does_not_hang_another(tmp_path):
 # ---------------------------------------------------------------------------------------------
 # Never lost
 # ---------------------------------------------------------------------------------------------
-
-def processes_of(pid):
-    """A process and all that descend from it."""
-    parents = {}
-    for folder in pathlib.Path('/proc').glob('[0-9]*'):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / 'stat').read_text().rpartition(')')[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
-
 
 @pytest.mark.slow
 def test_any_process_of_a_worker_can_be_killed():

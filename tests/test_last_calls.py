@@ -1,0 +1,89 @@
+"""
+The end of a run: neither a worker that is dead or slow, nor one for which there is nothing to do, is waited for.
+
+That a lost call comes back in any case is in test_rios_awsbatch.py and test_pool.py.
+"""
+import contextlib
+import os
+import signal
+import sys
+import time
+
+import cloudpickle
+import pytest
+
+import rios_awsbatch
+from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, square, wait_until
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def tile(folder, x):
+    """Computes x; the first that computes 3 does not end before the file `go` is there."""
+    with (folder / 'begun').open('a') as file:
+        file.write('{}\n'.format(x))
+    time.sleep(0.1)
+    first = False
+    if x == 3:
+        with contextlib.suppress(FileExistsError):
+            (folder / 'first').touch(exist_ok=False)
+            first = True
+        while first and not (folder / 'go').exists():
+            time.sleep(0.05)
+    return x, first
+
+
+def begun(folder):
+    return list(map(int, (folder / 'begun').read_text().split()))
+
+
+def test_call_that_crawls_is_computed_by_another_worker_when_no_other_call_waits(shared):
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        results = list(executor.map(tile, [shared] * 40, range(40), timeout=PATIENCE))
+    assert results == [(x, False) for x in range(40)]
+    assert sorted(begun(shared)) == sorted([*range(40), 3]) and begun(shared)[-1] == 3
+    assert_nothing_left(executor.run)
+
+
+def test_call_that_must_not_run_twice_at_a_time_does_not(shared):
+    with rios_awsbatch.AWSBatchExecutor(2, copies=False) as executor:
+        futures = [executor.submit(tile, shared, x) for x in range(8)]
+        wait_until(lambda: sum(future.done() for future in futures) == 7)
+        time.sleep(3 * rios_awsbatch.COPY_SECONDS + 1)
+        (shared / 'go').touch()
+        assert futures[3].result(PATIENCE) == (3, True)
+    assert begun(shared).count(3) == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+def test_worker_that_is_gone_or_stopped_does_not_hold_up_the_end(number, shared, monkeypatch):
+    """SQS gives its call to nobody else meanwhile."""
+    monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 2 * PATIENCE)
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        victim = executor.submit(os.getppid).result(PATIENCE)
+        futures = [executor.submit(square, x, 1) for x in range(4)]
+        wait_until(lambda: any(future.done() for future in futures))
+        victims = processes_of(victim)
+        for process in victims:
+            os.kill(process, number)
+        assert [future.result(PATIENCE) for future in futures] == [0, 1, 4, 9]
+    with contextlib.suppress(ProcessLookupError):
+        for process in victims:
+            os.kill(process, signal.SIGCONT)
+    assert_nothing_left(executor.run)
+
+
+def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(shared):
+    """But for one that could compute its copy."""
+    with rios_awsbatch.AWSBatchExecutor(4) as executor:
+        executor.wait_for_workers(4, PATIENCE)
+        futures = [executor.submit(tile, shared, x) for x in range(4)]
+        executor.shutdown(wait=False)
+        wait_until(lambda: len(pids(executor.run)) == 2)
+        assert not futures[3].done() or futures[3].result() == (3, False)
+        assert executor.stats()['lost'] == 0
+        (shared / 'go').touch()
+        assert futures[3].result(PATIENCE)[0] == 3
+    assert_nothing_left(executor.run)
