@@ -6,7 +6,7 @@
 #   AWS           aws (the command line in REGION, its errors as one sentence)
 #   the stack     describe_stack, require_ours, require_stack, stack_output, wait_for_stack
 #   runs          run_queues, delete_queue
-#   jobs          list_jobs
+#   jobs          list_jobs, unfinished_jobs
 #   images        image_of
 #   parameters    of batch.yaml, for create.sh and modify.sh
 
@@ -243,6 +243,11 @@ delete_queue() {
 list_jobs() {
     aws batch list-jobs --job-queue "$1" --filters name=AFTER_CREATED_AT,values=0 --output text \
         --query 'jobSummaryList[].[jobId, jobName, status, arrayProperties.size]'
+}
+
+# unfinished_jobs QUEUE: those of them that have not ended.
+unfinished_jobs() {
+    list_jobs "$1" | awk -F '\t' '$3 != "SUCCEEDED" && $3 != "FAILED"'
 }
 
 # image_of OUTPUT: sets IMAGE_DATE and IMAGE_KIND of the image in the repository that this output of the stack names;

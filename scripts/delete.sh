@@ -55,18 +55,13 @@ clear_out() {
     fi
 }
 
-# unfinished_jobs QUEUE: their ids. The parent of an array is PENDING while its children run.
-unfinished_jobs() {
-    list_jobs "$1" | awk -F '\t' '$3 != "SUCCEEDED" && $3 != "FAILED" { print $1 }'
-}
-
 # stop_jobs QUEUE: closes the queue, so that no main script submits to it any more, and waits until no job is left.
 stop_jobs() {
     local queue=$1 state jobs job told='' waited=0
     state=$(aws batch describe-job-queues --job-queues "$queue" --query 'jobQueues[0].state' --output text)
     [[ $state != None ]] || return 0
     aws batch update-job-queue --job-queue "$queue" --state DISABLED >/dev/null
-    while jobs=$(unfinished_jobs "$queue") && [[ -n $jobs ]]; do
+    while jobs=$(unfinished_jobs "$queue" | cut -f 1) && [[ -n $jobs ]]; do
         for job in $jobs; do
             [[ " $told " != *" $job "* ]] || continue
             aws batch terminate-job --job-id "$job" --reason "Stack $STACK is being deleted"

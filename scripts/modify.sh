@@ -60,13 +60,33 @@ refuse_another_kind() {
         die "AWS Batch cannot change an environment to Fargate, or on Fargate to Spot or back. Make a second stack with scripts/create.sh --stackname NAME --servicename NAME, or delete this one first."
 }
 
-# say_of_jobs: what happens to jobs that run. The parameters are those of which batch.yaml makes instances.
+# changes NAME: whether a parameter gets another value.
+changes() {
+    local value
+    value=$(parameter "$1") && [[ $value != "$(current "$1" || true)" ]]
+}
+
+# The zones of an environment on Fargate, as that of main jobs is, change by making it anew, and AWS Batch asks that no job
+# is on the old one (API reference, DeleteComputeEnvironment).
+refuse_zones_of_running_jobs() {
+    local queue output job outputs=(BatchProcessingJobQueueMainName)
+    changes AvailabilityZones || return 0
+    [[ $(value_of Fargate) == no ]] || outputs+=(BatchProcessingJobQueueName)
+    for output in "${outputs[@]}"; do
+        queue=$(stack_output "$output")
+        job=$(unfinished_jobs "$queue" | cut -f 2 | sed -n 1p)
+        [[ -z $job ]] ||
+            die "job $job on $queue has not ended, and the zones of what it runs on cannot change until then (--az). Repeat the command when scripts/status.sh shows no job."
+    done
+}
+
+# What happens to jobs that run. The parameters are those of which batch.yaml makes instances.
 say_of_jobs() {
-    local name value
+    local name
     [[ $(value_of Fargate) == no ]] || return 0
     for name in InstanceTypes Spot VolumeSize KeepWarm AvailabilityZones Tag; do
-        if value=$(parameter "$name") && [[ $value != "$(current "$name" || true)" ]]; then
-            say "Instances are replaced. Jobs that run may go on for five days on theirs; then AWS Batch ends them."
+        if changes "$name"; then
+            say "Instances are replaced. Jobs that run may go on for five days on theirs; then AWS Batch ends them. The change may take until the last of them has ended, and the stack can be changed no further meanwhile."
             return
         fi
     done
@@ -85,8 +105,10 @@ refuse_another_kind
 check_sizes
 split_folders
 check_buckets
+refuse_zones_of_running_jobs
 work_out_computers
 
+say_of_jobs
 BEFORE=$(last_event)
 if ! try_aws cloudformation update-stack --stack-name "$STACK" --template-body "file://$TEMPLATE" \
         --parameters "$(parameters_json "$(cut -f 1 <<<"$CURRENT" | tr '\n' ' ')")" \
@@ -95,7 +117,6 @@ if ! try_aws cloudformation update-stack --stack-name "$STACK" --template-body "
     say "There is nothing to change in stack '$STACK'."
     exit
 fi
-say_of_jobs
 if [[ -z $WAIT ]]; then
     say "Stack '$STACK' is being changed. It takes a few minutes; scripts/status.sh tells when it is done."
     exit

@@ -252,6 +252,13 @@ def environment_of(stack, output='ComputeEnvironmentArn'):
         computeEnvironments=[stack.outputs()[output]])['computeEnvironments'][0]
 
 
+def environments_of_queues(stack):
+    """Of the workers, and of main jobs."""
+    queues = [stack.outputs()[name] for name in ('BatchProcessingJobQueueArn', 'BatchProcessingJobQueueMainArn')]
+    return [stack.client('batch').describe_job_queues(jobQueues=[queue])['jobQueues'][0]['computeEnvironmentOrder'][0][
+        'computeEnvironment'] for queue in queues]
+
+
 def definition_of(stack, output='BatchProcessingJobDefinitionName'):
     return stack.client('batch').describe_job_definitions(
         jobDefinitionName=stack.outputs()[output], status='ACTIVE')['jobDefinitions'][0]
@@ -309,12 +316,7 @@ def needs(definition):
 def test_main_job_is_on_demand_and_has_computers_of_its_own():
     """Whatever its workers are on."""
     stack = Stack(Spot='yes').create()
-    queues = stack.client('batch').describe_job_queues(jobQueues=[
-        stack.outputs()[name]
-        for name in ('BatchProcessingJobQueueArn', 'BatchProcessingJobQueueMainArn')])['jobQueues']
-    environments = {queue['jobQueueName']: queue['computeEnvironmentOrder'][0]['computeEnvironment']
-                    for queue in queues}
-    workers, main = environments[stack.service + 'JobQueue'], environments[stack.service + 'JobQueueMain']
+    workers, main = environments_of_queues(stack)
     assert workers == stack.outputs()['ComputeEnvironmentArn'] != main
     resources = stack.client('batch').describe_compute_environments(
         computeEnvironments=[main])['computeEnvironments'][0]['computeResources']
@@ -325,7 +327,7 @@ def test_main_job_is_on_demand_and_has_computers_of_its_own():
     assert definition['timeout'] == {'attemptDurationSeconds': 14 * 86400}
 
 
-def test_fargate_takes_what_fargate_needs():
+def test_fargate_takes_what_fargate_needs_and_changes_what_it_can(tmp_path):
     stack = Stack()
     succeeds(stack.run('create.sh', '--servicename', stack.service, '--fargate', '--spot', '--arm64',
                        '--vcpus', 4, '--maxjobs',
@@ -349,6 +351,21 @@ def test_fargate_takes_what_fargate_needs():
     refuses(stack.run('modify.sh', '--ondemand'), 'on Fargate to Spot or back. Make a second stack')
     refuses(stack.run('modify.sh', '--vcpus', 8), r'Fargate does not have 8192 MiB .*Nearest: 16384\.')
     assert stack.parameters() == before
+    # What Fargate can change in place, and what it cannot: AWS then makes the environments anew.
+    environments = environments_of_queues(stack)
+    succeeds(stack.run('modify.sh', '--maxjobs', 6, '--wait'), 'is changed')
+    assert (environments_of_queues(stack), int(environment_of(stack)['computeResources']['maxvCpus'])) == (environments, 24)
+    stack.push('BatchECRMain', write_main(tmp_path, 'time.sleep(1000)'))
+    job = stack.run('submit.sh', '--name', 'busy').stdout.strip()
+    refuses(stack.run('modify.sh', '--az', REGION + 'b'), 'job busy .*has not ended.*Repeat the command')
+    stack.client('batch').terminate_job(jobId=job, reason='enough')
+    wait_until(lambda: stack.client('batch').describe_jobs(jobs=[job])['jobs'][0]['status'] == 'FAILED')
+    succeeds(stack.run('modify.sh', '--az', REGION + 'b', '--wait'), 'is changed')
+    assert not set(environments) & set(environments_of_queues(stack))
+    assert environments_of_queues(stack)[0] == stack.outputs()['ComputeEnvironmentArn']
+    assert len(environment_of(stack)['computeResources']['subnets']) == 1
+    left = stack.client('batch').describe_compute_environments()['computeEnvironments']
+    assert not {each['computeEnvironmentArn'] for each in left} & set(environments)
 
 
 def test_instances_do_not_become_fargate(stack):
@@ -469,7 +486,7 @@ def test_modify_changes_what_is_given_and_nothing_else():
     before, outputs = stack.parameters(), stack.outputs()
     succeeds(stack.run('modify.sh', '--mem', 3000, '--maxjobs', 9, '--ondemand', '--readbucket', 'none',
                        '--wait'),
-             "Instances are replaced. Jobs that run may go on(.|\n)*'{}' is changed".format(stack.name))
+             "Instances are replaced. Jobs that run may go on(.|\n)*Waiting(.|\n)*'{}' is changed".format(stack.name))
     expected = dict(before, Memory='3000', MaxJobs='9', MaxVCPUS='18', Spot='no', ReadBuckets='')
     assert stack.parameters() == expected
     after = stack.outputs()

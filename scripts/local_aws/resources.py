@@ -14,6 +14,7 @@ from moto.logs.models import LogGroup
 
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.batch import batch_backend
+from local_aws.instances import is_fargate
 
 SERVICE_ROLE = 'AWSServiceRoleForBatch'
 
@@ -23,6 +24,13 @@ def camel(value, keep=('Options', 'Tags', 'Parameters')):
     if isinstance(value, dict):
         return {key[0].lower() + key[1:]: item if key in keep else camel(item) for key, item in value.items()}
     return [camel(item) for item in value] if isinstance(value, list) else value
+
+
+# What UpdateComputeEnvironment refuses for Fargate, whether it changes or not; CloudFormation hands it over where the
+# template has it, and `type` where it was told not to replace the environment (aws-cdk, issues 27054 and 34008).
+NOT_ON_FARGATE = ('allocationStrategy', 'bidPercentage', 'ec2Configuration', 'ec2KeyPair', 'imageId', 'instanceRole',
+                  'instanceTypes', 'launchTemplate', 'placementGroup', 'tags', 'type', 'updatePolicy',
+                  'updateToLatestImageVersion')
 
 
 class Plain:
@@ -45,6 +53,12 @@ class Plain:
 def environment(item, name, given, backend):
     """Make or change a compute environment. Where it names no role, it has the one of Batch itself."""
     if item:
+        update = {**given['computeResources'], **given}
+        if update.get('replaceComputeEnvironment', True):
+            del update['type']
+        if is_fargate(item) and set(NOT_ON_FARGATE) & set(update):
+            raise AwsError('ClientException', 'The following parameters can\'t be updated for Fargate compute '
+                           'environment: ' + ', '.join(NOT_ON_FARGATE) + '.')
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
     role = given.get('serviceRole') or iam_backends[ACCOUNT][PARTITION].get_role(SERVICE_ROLE).arn
