@@ -195,6 +195,8 @@ explain_failure() {
     if [[ -n ${name:-} ]]; then
         # AWS wraps it: Resource handler returned message: "..." (RequestToken: ..., HandlerErrorCode: ...)
         reason=$(sed -E 's/^Resource handler returned message: "(.*)" \(RequestToken: .*$/\1/' <<<"$reason")
+        [[ $reason != *'service linked role'* && $reason != *'service-linked role'* ]] ||
+            reason="${reason%.}. AWS has made that role meanwhile: run scripts/create.sh again"
         printf 'the first resource that failed was %s (%s): %s' "$name" "$type" "${reason%.}"
     else
         printf 'CloudFormation names no resource that failed; see the events of the stack in the AWS console'

@@ -102,6 +102,15 @@ use_all_zones() {
     finish_parameters
 }
 
+# An account that has never used ECS, AWS Batch or Spot lacks the roles with which they work for it; AWS makes them when
+# they are first needed, which may fail for just that. Here where we may; "has been taken" means that one is there.
+make_service_roles() {
+    local service
+    for service in ecs batch spot; do
+        try_aws iam create-service-linked-role --aws-service-name "$service.amazonaws.com" || true
+    done
+}
+
 # Memory that goes with the vCPUs, where it was not given.
 choose_memory() {
     local vcpus
@@ -128,6 +137,7 @@ refuse_taken_service_name
 [[ ${#ZONES[@]} -gt 0 ]] || use_all_zones
 check_buckets
 work_out_computers
+make_service_roles
 
 # Without --wait a failed stack stays, so that scripts/status.sh can say why it failed.
 STACK_ID=$(aws cloudformation create-stack --stack-name "$STACK" --template-body "file://$TEMPLATE" \

@@ -12,6 +12,7 @@ import threading
 import uuid
 
 from moto.cloudformation import models, parsing
+from moto.cloudformation.responses import CloudFormationResponse
 from moto.ec2.models import ec2_backends
 
 from local_aws import ACCOUNT, AwsError
@@ -215,6 +216,15 @@ def install():
         for stack in list(backend.deleted_stacks.values()):
             if stack.status == 'DELETE_FAILED':
                 backend.stacks[stack.stack_id] = backend.deleted_stacks.pop(stack.stack_id)
+
+    def create_stack(response):
+        answer, backend = moto_create(response), response.cloudformation_backend
+        if response._get_param('OnFailure') == 'DELETE':
+            stack = backend.get_stack(response._get_param('StackName'))
+            if stack.status == 'ROLLBACK_COMPLETE':
+                backend.delete_stack(stack.stack_id)
+        return answer
+    moto_create, CloudFormationResponse.create_stack = CloudFormationResponse.create_stack, create_stack
     parsing.clean_json, parsing.parse_and_create_resource = clean_json, make
     models.Stack.create_resources, models.Stack.update, models.Stack.delete = create, update, delete
     models.CloudFormationBackend.delete_stack = delete_stack

@@ -9,14 +9,16 @@ import json
 from moto.batch import models as batch
 from moto.cloudformation import parsing
 from moto.ec2 import models as ec2
-from moto.iam.models import ManagedPolicy, Role, iam_backends
+from moto.iam.models import SERVICE_NAME_CONVERSION, IAMBackend, ManagedPolicy, Role, iam_backends
 from moto.logs.models import LogGroup
 
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.batch import batch_backend
 from local_aws.instances import is_fargate
 
-SERVICE_ROLE = 'AWSServiceRoleForBatch'
+# Roles with which services act for an account; moto makes them of the names of services.
+SERVICE_ROLE, ECS_ROLE = 'AWSServiceRoleForBatch', 'AWSServiceRoleForECS'
+SERVICE_NAME_CONVERSION.update(batch='Batch', ecs='ECS', spot='EC2Spot')
 
 
 def camel(value, keep=('Options', 'Tags', 'Parameters')):
@@ -61,7 +63,15 @@ def environment(item, name, given, backend):
                            'environment: ' + ', '.join(NOT_ON_FARGATE) + '.')
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
-    role = given.get('serviceRole') or iam_backends[ACCOUNT][PARTITION].get_role(SERVICE_ROLE).arn
+    iam = iam_backends[ACCOUNT][PARTITION]
+    known = {role.name for role in iam.roles.values()}
+    if SERVICE_ROLE not in known:
+        iam.create_service_linked_role('batch.amazonaws.com', '', '')
+    if ECS_ROLE not in known:                    # the first cluster of an account makes it, and fails
+        iam.create_service_linked_role('ecs.amazonaws.com', '', '')
+        raise AwsError('ClientException', 'CLIENT_ERROR - Unable to assume the service linked role. Please verify that '
+                       'the ECS service linked role exists.')
+    role = given.get('serviceRole') or iam.get_role(SERVICE_ROLE).arn
     return backend.create_compute_environment(
         name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
         role, given.get('tags'))
@@ -137,9 +147,19 @@ def delete_policy(item, *_):
 def install():
     """Put these in the place of moto's."""
     parsing.get_model_map().update(dict.fromkeys(Plain.KINDS, Plain))
-    # AWS makes it by itself.
-    iam_backends[ACCOUNT][PARTITION].create_role(
-        SERVICE_ROLE, '{}', '/aws-service-role/batch.amazonaws.com/', None, '', [], 3600)
+    moto_link = IAMBackend.create_service_linked_role
+
+    def link(iam, service_name, *more):
+        known = {role.name for role in iam.roles.values()}
+        name = 'AWSServiceRoleFor' + SERVICE_NAME_CONVERSION.get(service_name.partition('.')[0], '')
+        if name in known:
+            raise AwsError('InvalidInput', f'Service role name {name} has been taken in this account, please try a '
+                           'different suffix.')
+        return moto_link(iam, service_name, *more)
+    IAMBackend.create_service_linked_role = link
+    # The account has used these before.
+    for service in 'batch', 'ecs':
+        iam_backends[ACCOUNT][PARTITION].create_service_linked_role(service + '.amazonaws.com', '', '')
     install_batch(batch.ComputeEnvironment, environment,
                   lambda backend, item: backend.delete_compute_environment(item.arn))
     install_batch(batch.JobQueue, queue, lambda backend, item: backend.delete_job_queue(item.arn))
