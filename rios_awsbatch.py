@@ -1114,6 +1114,7 @@ class Channel:
         self.in_queue, self.out_queue = in_queue, out_queue
         self.folder, self.requests = f'runs/{run_id}/', collections.Counter()
         self.session = self.sqs = self.s3 = None
+        self.told = False                   # that a call cannot be hidden any longer
 
     @classmethod
     def of(cls, settings):
@@ -1227,9 +1228,18 @@ class Channel:
         self._each(self.sqs.delete_message_batch, queue_url, receipts)
 
     def hide(self, receipts, seconds):
-        """Hide received calls from other workers for so long; 0 gives them back, and SQS counts it."""
-        self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
-                   VisibilityTimeout=seconds)
+        """
+        Hide received calls from other workers for so long; 0 gives them back, and SQS counts it. SQS refuses
+        it for a call that has been answered meanwhile, which is no news, and for one that it has hidden for
+        12 hours in all, which is told once.
+        """
+        failed = self._each(self.sqs.change_message_visibility_batch, self.in_queue, receipts,
+                            VisibilityTimeout=seconds)
+        if not self.told and any('beyond the limit' in entry.get('Message', '') for entry in failed):
+            self.told = True
+            log.warning('A call takes longer than the 12 hours for which AWS SQS hides one from others. '
+                        'Another worker may compute it, too; the first answer counts. Use smaller '
+                        'blocks.')
 
     def send_anew(self, messages):
         """Let others have calls that were received: as new messages, since SQS counts how often one was."""
@@ -1240,9 +1250,10 @@ class Channel:
 
     @staticmethod
     def _each(request, queue_url, receipts, **more):
-        for some in in_groups(receipts, BATCH_ENTRIES):
-            request(QueueUrl=queue_url, Entries=[
-                dict(more, Id=str(n), ReceiptHandle=receipt) for n, receipt in enumerate(some)])
+        return [entry for some in in_groups(receipts, BATCH_ENTRIES)
+                for entry in request(QueueUrl=queue_url, Entries=[
+                    dict(more, Id=str(n), ReceiptHandle=receipt)
+                    for n, receipt in enumerate(some)]).get('Failed', [])]
 
 
 class Mailbox:
@@ -1398,7 +1409,8 @@ class _MainChannel(Channel):
         self.in_queue, self.out_queue = (self.sqs.create_queue(
             QueueName=f'{name}_{way}', tags={'Project': tag},
             Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
-                        'MessageRetentionPeriod': str(RETENTION_SECONDS)})['QueueUrl']
+                        'MessageRetentionPeriod': str(RETENTION_SECONDS),
+                        'MaximumMessageSize': str(MESSAGE_BYTES)})['QueueUrl']      # where it was less once
             for way in ('in', 'out'))
         self.opened = time.monotonic()
 

@@ -111,7 +111,7 @@ aws_error() {
             echo "the clock of this computer is wrong, so AWS refuses its requests. Set it and repeat the command." ;;
         *InvalidClientTokenId* | *UnrecognizedClientException* | *SignatureDoesNotMatch* | *AuthFailure* | *InvalidAccessKeyId*)
             echo "AWS does not accept your credentials in region $REGION. Check them with 'aws sts get-caller-identity'; a region may also have to be enabled for your account first." ;;
-        *'Could not connect to the endpoint'* | *'Failed to connect'* | *'timeout on endpoint'* | *'Connection was closed'* | *'Failed to resolve'*)
+        *'Could not connect to the endpoint'* | *'Failed to connect'* | *'timeout on endpoint'* | *'Connection was closed'* | *'Failed to resolve'* | *'SSL validation failed'* | *'proxy URL'*)
             echo "AWS cannot be reached in region '$REGION'. Check that this is a region's name, and that this computer has a network." ;;
         *AccessDenied* | *UnauthorizedOperation* | *'not authorized to perform'*)
             echo "your AWS user lacks a permission. Ask whoever runs your account for it: $(aws_error_text "$text")" ;;
@@ -292,6 +292,8 @@ MEMORY_PERCENT=90
 FILLING_MEMORY=1800
 # What Fargate has. Sources of all pairs: ResourceRequirement in AWS Batch's API reference.
 FARGATE_VCPUS='1 2 4 8 16 32'
+# IDs of the zones that it is not in (ECS developer guide, Fargate Regions). Their letters differ between accounts.
+ZONES_WITHOUT_FARGATE='usw1-az2 apne1-az3 cnn1-az3'
 
 # template_value PARAMETER KEY: what batch.yaml says of a parameter, such as its MinValue.
 template_value() {
@@ -415,14 +417,20 @@ zone_places() {
     printf '%s' "$places"
 }
 
+# check_zones ZONE...: refuses those where main jobs could not run.
+check_zones() {
+    local zones zone id
+    zones=$(aws ec2 describe-availability-zones --zone-names "$@" --query 'AvailabilityZones[].[ZoneName, ZoneId]')
+    while IFS=$'\t' read -r zone id; do
+        [[ " $ZONES_WITHOUT_FARGATE " != *" $id "* ]] ||
+            die "zone $zone ($id) has no Fargate, on which main scripts run. Leave it out (--az)."
+    done <<<"$zones"
+}
+
 # bucket_arns NAME...: their ARNs with commas between them; nothing for the word "none". A name may be given as people
-# copy it: mybucket, s3://mybucket/folder/, /vsis3/mybucket/folder, or its ARN.
+# copy it: mybucket, s3://mybucket/folder/, /vsis3/mybucket/folder, or its ARN. See use_partition, too.
 bucket_arns() {
-    local bucket partition=aws arns=''
-    case $REGION in
-        cn-*) partition=aws-cn ;;
-        us-gov-*) partition=aws-us-gov ;;
-    esac
+    local bucket arns=''
     for bucket in "$@"; do
         bucket=${bucket#s3://} bucket=${bucket#/vsis3/} bucket=${bucket%\*}
         while [[ $bucket == */ ]]; do
@@ -431,7 +439,7 @@ bucket_arns() {
         case $bucket in
             none) ;;
             arn:*) arns+=,$bucket ;;
-            *) arns+=,arn:$partition:s3:::$bucket ;;
+            *) arns+=,arn:aws:s3:::$bucket ;;
         esac
     done
     printf '%s' "${arns#,}"
@@ -452,6 +460,16 @@ split_folders() {
     done
     set_parameter '' ListBuckets "${buckets#,}"
     set_parameter '' ListPrefixes "${prefixes#,}"
+}
+
+# China and others have ARNs of their own: that of the caller says which.
+use_partition() {
+    local name value arn=''
+    for name in ReadBuckets WriteBuckets; do
+        value=$(parameter "$name") && [[ -n $value ]] || continue
+        arn=${arn:-$(aws sts get-caller-identity --query Arn)} || exit 1
+        PARAMETERS+=("$name=${value//arn:aws:/arn:$(cut -d : -f 2 <<<"$arn"):}")
+    done
 }
 
 # Names a bucket that is given and that there is not. One that AWS hides from us (403) may be there for the workers.

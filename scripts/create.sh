@@ -24,7 +24,8 @@
 #   --volume GIB          disk of an instance, which all workers on it share; with --fargate of each worker (30)
 #   --keepwarm MINUTES    an instance without a job waits so long for the next run, and is paid for: 20 to 10080
 #                         (as AWS Batch does by itself: some minutes)
-#   --az ZONE             an availability zone such as ap-southeast-2a; repeatable (all zones of the region)
+#   --az ZONE             an availability zone such as ap-southeast-2a; repeatable (all of the region that have
+#                         Fargate)
 #
 # A main script that runs as a job; it has Fargate on demand for itself:
 #   --mainvcpus N         its vCPUs: 1, 2, 4, 8, 16 or 32 (1)
@@ -94,11 +95,14 @@ refuse_taken_service_name() {
     fi
 }
 
+# All that have Fargate.
 use_all_zones() {
-    local zones
-    zones=$(aws ec2 describe-availability-zones --query 'AvailabilityZones[].ZoneName' --output text \
+    local zones zone id
+    zones=$(aws ec2 describe-availability-zones --query 'AvailabilityZones[].[ZoneName, ZoneId]' --output text \
         --filters Name=zone-type,Values=availability-zone Name=state,Values=available)
-    read -r -a ZONES <<<"$zones"
+    while IFS=$'\t' read -r zone id; do
+        [[ " $ZONES_WITHOUT_FARGATE " == *" $id "* ]] || ZONES+=("$zone")
+    done <<<"$zones"
     finish_parameters
 }
 
@@ -130,12 +134,13 @@ check_settings
 finish_parameters
 choose_memory
 check_sizes
-split_folders
 
 refuse_existing_stack
 refuse_taken_service_name
-[[ ${#ZONES[@]} -gt 0 ]] || use_all_zones
+if [[ ${#ZONES[@]} -gt 0 ]]; then check_zones "${ZONES[@]}"; else use_all_zones; fi
+use_partition
 check_buckets
+split_folders
 work_out_computers
 make_service_roles
 

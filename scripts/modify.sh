@@ -12,7 +12,8 @@
 #   --mainvcpus N, --mainmem MIB, --maindisk GIB, --logdays DAYS
 #                         as in scripts/create.sh. Build the image anew when the kind of processor changes. A stack
 #                         on Fargate stays there, and on Spot or not
-#   --az ZONE             the zones given replace those there were
+#   --az ZONE             the zones given replace those there were. Not while a main job has not ended, nor, on Fargate,
+#                         any other job
 #   --readbucket NAME, --writebucket NAME
 #                         those given replace those there were; "none" takes them away
 #   --keepwarm 0          instances go when AWS Batch thinks fit
@@ -76,7 +77,7 @@ refuse_zones_of_running_jobs() {
         queue=$(stack_output "$output")
         job=$(unfinished_jobs "$queue" | cut -f 2 | sed -n 1p)
         [[ -z $job ]] ||
-            die "job $job on $queue has not ended, and the zones of what it runs on cannot change until then (--az). Repeat the command when scripts/status.sh shows no job."
+            die "job $job on $queue has not ended, and the zones of what it runs on cannot change until then (--az). Repeat the command when it has."
     done
 }
 
@@ -103,8 +104,10 @@ CURRENT=$(aws cloudformation describe-stacks --stack-name "$STACK" \
     --query 'Stacks[0].Parameters[].[ParameterKey, ParameterValue]' --output text)
 refuse_another_kind
 check_sizes
-split_folders
+[[ ${#ZONES[@]} -eq 0 ]] || check_zones "${ZONES[@]}"
+use_partition
 check_buckets
+split_folders
 refuse_zones_of_running_jobs
 work_out_computers
 

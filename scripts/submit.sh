@@ -42,6 +42,16 @@ read_options() {
         die "'$NAME' cannot be the name of a job: use letters, digits, hyphens and underscores, 128 at most."
 }
 
+# What Batch refuses, or takes for something else.
+check_arguments() {
+    local word
+    for word in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do
+        [[ -n $word ]] || die "AWS Batch takes no empty argument. Leave it out, or let your script know a word for it."
+        [[ $word != Ref::* ]] ||
+            die "AWS Batch takes '$word' for the name of a parameter of its own. Let your script have it in another form."
+    done
+}
+
 # json_list WORD...: the words as a JSON list of strings.
 json_list() {
     local word list=''
@@ -161,6 +171,7 @@ finish() {
 # ---------------------------------------------------------------------------------------------------------------
 
 read_options "$@"
+check_arguments
 require_stack
 check_images
 NAME=${NAME:-$STACK-main-$(date +%Y%m%d-%H%M%S)}

@@ -18,6 +18,7 @@ import time
 import botocore.exceptions
 import pytest
 
+import rios_awsbatch
 from tests.helpers import REGION, ROOT, another_aws, client, local_aws, wait_until
 
 ENDED = ('SUCCEEDED', 'FAILED')
@@ -110,7 +111,7 @@ class Place:
     def close(self):
         for path, settings in (('quota', {}), ('speed', {'times': 1}), ('starts', {'fail': 0}), ('lag', {}),
                                ('credentials', {'seconds': 3600}), ('login', {'expired': False}),
-                               ('iam', {'enforced': False})):
+                               ('iam', {'enforced': False}), ('sqs', {})):
             local_aws(path, settings, env=self.env)
         queues = self.batch.describe_job_queues()['jobQueues']
         for queue in queues:
@@ -193,6 +194,13 @@ def test_start_that_fails_in_passing_is_retried_as_the_rules_say(place, rules, a
     assert first['statusReason'] == 'Task failed to start'
     assert first['container']['reason'].startswith('DockerTimeout')
     assert 'startedAt' not in first and 'exitCode' not in first['container']
+
+
+def test_empty_word_of_a_command_is_refused(place):
+    definition = place.job(place.submit('true'))['jobDefinition']
+    with refused('ClientException', 'command should not be null or empty'):
+        place.batch.submit_job(jobName='x', jobQueue=place.name, jobDefinition=definition,
+                               containerOverrides={'command': ['true', '']})
 
 
 def test_more_than_five_retry_rules_are_refused(place):
@@ -601,6 +609,24 @@ def test_credentials_of_a_job_are_renewed_in_mid_run(place):
     local_aws('credentials', {'seconds': 4}, env=place.env)
     said, count = gdal_job(place, 10).split()
     assert said == 'denied' and int(count) > 1
+
+
+def test_call_that_takes_longer_than_sqs_hides_it_is_told_once(place, monkeypatch, caplog):
+    monkeypatch.setenv('AWS_ENDPOINT_URL', place.env['AWS_ENDPOINT_URL'])
+    local_aws('sqs', {'hidden': 100}, env=place.env)
+    url = client('sqs', place.env).create_queue(QueueName=place.name)['QueueUrl']
+    channel = rios_awsbatch.Channel('run', b'key', 'bucket', url, url, REGION).connect()
+    channel.send(url, [{'MessageBody': 'slow'}, {'MessageBody': 'quick'}])
+    receipts = [message['ReceiptHandle'] for _ in range(2) for message in channel.receive(url, 5, 1)]
+    assert len(receipts) == 2
+    channel.hide(receipts, 90)
+    assert not caplog.messages
+    for _ in range(3):
+        channel.hide(receipts, 110)
+    channel.delete(url, receipts)
+    channel.hide(receipts, 90)              # answered meanwhile
+    said, = caplog.messages
+    assert 'takes longer than the 12 hours' in said
 
 
 # ---------------------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def test_policies_have_no_wildcard_that_aws_does_not_ask_for():
                 # Something of this stack or of the user's, or
                 assert set(target) <= {'Ref', 'GetAtt', 'Sub', 'Split'}, statement
                 if str(target.get('Sub')).endswith(':job/*'):       # a job, which AWS names
-                    assert actions == ['batch:TerminateJob']
+                    assert actions == ['batch:SubmitJob', 'batch:TerminateJob']
                 elif 'Sub' in target:
                     assert re.search(r'[{]AWS::StackName[}]|[{]Bucket.Arn[}]|[{]ServiceName[}]',
                                      target['Sub']), statement

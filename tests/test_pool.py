@@ -24,7 +24,7 @@ import pytest
 import rios_awsbatch
 from tests.helpers import (
     PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, finish, job_definition, jobs_of,
-    local_aws, pids, run_main, square, wait_until, write_main)
+    local_aws, output_of, pids, run_main, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -379,6 +379,17 @@ def test_what_keeps_a_run_from_starting_is_told_without_the_insides_of_boto3(cha
 # ---------------------------------------------------------------------------------------------
 # A login that expires
 # ---------------------------------------------------------------------------------------------
+
+def test_account_with_an_older_limit_of_sqs_is_told_at_once(tmp_path, aws):
+    """Else a block that is too long for its queues would end the run later."""
+    local_aws('sqs', {'bytes': 2**18}, env=aws)
+    try:
+        status, _, err = output_of(run_main(tmp_path, aws, 'rios_awsbatch.AWSBatchExecutor(1)'))
+    finally:
+        local_aws('sqs', {}, env=aws)
+    assert status == 1 and 'MaximumMessageSize' in err.splitlines()[-1]
+    assert 'AWSBatchException: Error when starting a run' in err
+
 
 def test_expired_login_in_mid_run_is_waited_for(tmp_path, aws):
     """Longer than the lease, so that the workers end meanwhile."""

@@ -81,7 +81,9 @@ def test_unknown_options_are_refused(script):
     ('create.sh', ['--fargate', '--instancetype', 'c7i'], 'no instance types to choose from .*--arm64'),
     ('create.sh', ['--stackname', 'my stack'], "'my stack' cannot be a stack name"),
     ('modify.sh', ['--servicename', 'other'], 'keeps its service name'),
-    ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job")])
+    ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job"),
+    ('submit.sh', ['in.tif', ''], 'takes no empty argument'),
+    ('submit.sh', ['Ref::x'], "takes 'Ref::x' for the name of a parameter")])
 def test_bad_values_are_refused_before_aws_is_asked(script, args, said):
     refuses(run(script, *args, env={'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'}), said)
 
@@ -357,7 +359,7 @@ def test_fargate_takes_what_fargate_needs_and_changes_what_it_can(tmp_path):
     assert (environments_of_queues(stack), int(environment_of(stack)['computeResources']['maxvCpus'])) == (environments, 24)
     stack.push('BatchECRMain', write_main(tmp_path, 'time.sleep(1000)'))
     job = stack.run('submit.sh', '--name', 'busy').stdout.strip()
-    refuses(stack.run('modify.sh', '--az', REGION + 'b'), 'job busy .*has not ended.*Repeat the command')
+    refuses(stack.run('modify.sh', '--az', REGION + 'b'), 'job busy .*has not ended.*Repeat the command when it has')
     stack.client('batch').terminate_job(jobId=job, reason='enough')
     wait_until(lambda: stack.client('batch').describe_jobs(jobs=[job])['jobs'][0]['status'] == 'FAILED')
     succeeds(stack.run('modify.sh', '--az', REGION + 'b', '--wait'), 'is changed')
@@ -423,6 +425,13 @@ def test_create_refuses_what_would_never_run(options, said):
     assert stack.status() is None
 
 
+def test_zone_without_fargate_is_refused():
+    stack = Stack(region='us-west-1')
+    refuses(stack.run('create.sh', '--servicename', stack.service, '--az', 'us-west-1a', '--az', 'us-west-1c'),
+            r'zone us-west-1c .usw1-az2. has no Fargate')
+    assert stack.status() is None
+
+
 def test_folders_reach_the_policies_by_themselves():
     stack = Stack()
     scenes, results = make_buckets(stack, 'scenes', 'results')
@@ -441,14 +450,15 @@ def test_folders_reach_the_policies_by_themselves():
 
 @pytest.mark.parametrize('region', ['us-east-1', 'us-west-1'])
 def test_create_without_options_makes_the_default_stack_in_all_zones(region):
-    """In a region with six zones, and in one with two; without waiting for it."""
+    """In a region with six zones, and in one with two and one that has no Fargate; without waiting for it."""
     stack = Stack(region=region)
     succeeds(stack.run('create.sh', '--servicename', stack.service),
              "'{}' is being created in region {}".format(stack.name, region))
     wait_until(lambda: stack.status() == 'CREATE_COMPLETE')
     template, outputs, ec2 = load_template(), stack.outputs(), stack.client('ec2')
     assert OUTPUTS <= set(template['Outputs']) == set(outputs)
-    zones = [zone['ZoneName'] for zone in ec2.describe_availability_zones()['AvailabilityZones']]
+    zones = [zone['ZoneName'] for zone in ec2.describe_availability_zones()['AvailabilityZones']
+             if zone['ZoneId'] != 'usw1-az2']
     subnets = ec2.describe_subnets(Filters=[{'Name': 'vpc-id', 'Values': [outputs['VPC']]}])['Subnets']
     assert sorted(subnet['AvailabilityZone'] for subnet in subnets) == sorted(zones)
     assert len({subnet['CidrBlock'] for subnet in subnets}) == len(zones) == {'us-east-1': 6,

@@ -19,9 +19,9 @@ from tests.helpers import OUTPUTS, PATIENCE, ROOT, Stack, load_template
 
 def test_template_is_valid_in_every_region_that_has_batch():
     session = boto3.Session()
-    regions = [name for partition in ('aws', 'aws-cn', 'aws-us-gov')
+    regions = [name for partition in session.get_available_partitions()
                for name in session.get_available_regions('batch', partition)]
-    assert len(regions) > 30
+    assert len(regions) > 40
     done = subprocess.run([shutil.which('cfn-lint', path='{}{}{}'.format(
         pathlib.Path(sys.executable).parent, os.pathsep, os.environ['PATH'])), '-r', *regions, '--',
                            ROOT / 'batch.yaml'],
@@ -169,3 +169,12 @@ def test_instances_drain_on_a_spot_notice():
     assert script.get_content_type() == 'text/x-shellscript' and not script.defects
     assert script.get_payload().startswith('#!/bin/sh')
     assert 'echo ECS_ENABLE_SPOT_INSTANCE_DRAINING=true >>/etc/ecs/ecs.config' in script.get_payload()
+
+
+def test_routes_of_a_subnet_outlive_the_computers_in_it():
+    """ECS does not let go of an instance that has lost its way to AWS before it went."""
+    for name in 'ComputeEnvironment', 'ComputeEnvironmentMain':
+        subnets = load_template()['Resources'][name]['Properties']['ComputeResources']['Subnets']
+        for letter, subnet in zip('ABCDEF', subnets, strict=True):
+            refs = [{'Ref': 'Subnet' + letter}, {'Ref': 'Subnet{}Routes'.format(letter)}]
+            assert subnet['If'] == ['IsZone{}Used'.format(letter), {'Select': [0, refs]}, {'Ref': 'AWS::NoValue'}]

@@ -197,6 +197,8 @@ class Batch:
             refuse(f'JobQueue {request.get("jobQueue")} not found, or not ENABLED')
         if request.get('dependsOn'):
             refuse('the local AWS has no dependsOn')
+        if '' in (request.get('containerOverrides') or {}).get('command', ()):
+            refuse('Container Overrides command should not be null or empty')
         size = (request.get('arrayProperties') or {}).get('size')
         if size is not None and not 2 <= size <= MAX_ARRAY:
             refuse(f'Array size must be between 2 and {MAX_ARRAY}')

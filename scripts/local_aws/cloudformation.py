@@ -53,7 +53,8 @@ class Made:
 
 def must_be_replaced(before, now):
     """Whether a compute environment cannot be changed in place (CloudFormation's schema of it)."""
-    if before.kind != 'AWS::Batch::ComputeEnvironment' or now.properties.get('ReplaceComputeEnvironment') is False:
+    if before.kind != 'AWS::Batch::ComputeEnvironment' or (
+            now.properties.get('ReplaceComputeEnvironment') is False):
         return False
     old, new = (dict(each.properties['ComputeResources']) for each in (before, now))
     for name in 'MaxvCpus', 'MinvCpus', 'DesiredvCpus', 'UpdateToLatestImageVersion':
@@ -75,8 +76,8 @@ def make(logical_id, resource_json, resources, account_id, region_name):
     before = next((each for each in stack.made.values() if each.logical_id == logical_id), None)
     verb = 'UPDATE' if before else 'CREATE'
     name_property = parsing.resource_name_property_from_type(kind) or ''
-    if before and (before.kind, before.name) == (kind, made.properties.get(name_property, before.name)) and not (
-            must_be_replaced(before, made)):
+    if before and not must_be_replaced(before, made) and (
+            before.kind, before.name) == (kind, made.properties.get(name_property, before.name)):
         made.name, made.resource = before.name, before.resource
     if made.resource is None or before.properties != made.properties:
         made.event(stack, verb + '_IN_PROGRESS')

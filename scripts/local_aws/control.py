@@ -14,6 +14,8 @@ POST /_local/lag              {"seconds": N}: so late is what Batch says of cont
 POST /_local/speed            {"times": 60}: Batch's time-outs and limits pass so many times faster
 POST /_local/login            {"expired": true}: of everybody but jobs
 POST /_local/credentials      {"seconds": N}: how long a job's next credentials last
+POST /_local/sqs              {"hidden": 43200, "bytes": 1048576}: seconds for which a message may be hidden
+                              in all, and the longest there may be
 POST /_local/latency          {"ms": 20}
 POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: what is left out is off
 GET  /_local/iam              {"enforced": ..., "denials": [...]}; POST {"enforced": true}
@@ -52,6 +54,8 @@ class Control:
             'POST speed': lambda given: setattr(batch, 'speed', float(given['times'])),
             'POST login': lambda given: setattr(iam, 'login_expired', bool(given['expired'])),
             'POST credentials': lambda given: setattr(iam, 'lifetime', float(given['seconds'])),
+            'POST sqs': lambda given: (setattr(aws.sqs, 'hidden', float(given.get('hidden', 43200))),
+                                       aws.sqs.limit(given.get('bytes', 1 << 20))) and None,
             'POST latency': lambda given: setattr(aws, 'latency', float(given['ms']) / 1000),
             'POST conditions': self.conditions,
             'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},

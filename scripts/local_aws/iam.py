@@ -138,6 +138,7 @@ class Iam:
                                      ('jobQueue', 'job-queue', backend.get_job_queue)):
                 found = find(given.get(name, ''))
                 yield action, found.arn if found else f'{arn}{kind}/{given.get(name)}'
+            yield action, f'{arn}job/*'          # as the service authorization reference says
             if given.get('tags'):
                 yield 'batch:TagResource', f'{arn}job/*'
         elif 'StackName' in given:

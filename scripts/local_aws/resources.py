@@ -9,6 +9,7 @@ import json
 from moto.batch import models as batch
 from moto.cloudformation import parsing
 from moto.ec2 import models as ec2
+from moto.ec2.models.availability_zones_and_regions import RegionsAndZonesBackend, Zone
 from moto.iam.models import SERVICE_NAME_CONVERSION, IAMBackend, ManagedPolicy, Role, iam_backends
 from moto.logs.models import LogGroup
 
@@ -28,11 +29,12 @@ def camel(value, keep=('Options', 'Tags', 'Parameters')):
     return [camel(item) for item in value] if isinstance(value, list) else value
 
 
-# What UpdateComputeEnvironment refuses for Fargate, whether it changes or not; CloudFormation hands it over where the
-# template has it, and `type` where it was told not to replace the environment (aws-cdk, issues 27054 and 34008).
-NOT_ON_FARGATE = ('allocationStrategy', 'bidPercentage', 'ec2Configuration', 'ec2KeyPair', 'imageId', 'instanceRole',
-                  'instanceTypes', 'launchTemplate', 'placementGroup', 'tags', 'type', 'updatePolicy',
-                  'updateToLatestImageVersion')
+# What UpdateComputeEnvironment refuses for Fargate, whether it changes or not. CloudFormation hands it over
+# where the template has it, and `type` where it was told not to replace the environment (aws-cdk, issues
+# 27054 and 34008).
+NOT_ON_FARGATE = ('allocationStrategy', 'bidPercentage', 'ec2Configuration', 'ec2KeyPair', 'imageId',
+                  'instanceRole', 'instanceTypes', 'launchTemplate', 'placementGroup', 'tags', 'type',
+                  'updatePolicy', 'updateToLatestImageVersion')
 
 
 class Plain:
@@ -59,8 +61,8 @@ def environment(item, name, given, backend):
         if update.get('replaceComputeEnvironment', True):
             del update['type']
         if is_fargate(item) and set(NOT_ON_FARGATE) & set(update):
-            raise AwsError('ClientException', 'The following parameters can\'t be updated for Fargate compute '
-                           'environment: ' + ', '.join(NOT_ON_FARGATE) + '.')
+            raise AwsError('ClientException', 'The following parameters can\'t be updated for Fargate '
+                           'compute environment: ' + ', '.join(NOT_ON_FARGATE) + '.')
         item.compute_resources, item.state = given['computeResources'], given.get('state', 'ENABLED')
         return item
     iam = iam_backends[ACCOUNT][PARTITION]
@@ -69,8 +71,8 @@ def environment(item, name, given, backend):
         iam.create_service_linked_role('batch.amazonaws.com', '', '')
     if ECS_ROLE not in known:                    # the first cluster of an account makes it, and fails
         iam.create_service_linked_role('ecs.amazonaws.com', '', '')
-        raise AwsError('ClientException', 'CLIENT_ERROR - Unable to assume the service linked role. Please verify that '
-                       'the ECS service linked role exists.')
+        raise AwsError('ClientException', 'CLIENT_ERROR - Unable to assume the service linked role. Please '
+                       'verify that the ECS service linked role exists.')
     role = given.get('serviceRole') or iam.get_role(SERVICE_ROLE).arn
     return backend.create_compute_environment(
         name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
@@ -153,10 +155,12 @@ def install():
         known = {role.name for role in iam.roles.values()}
         name = 'AWSServiceRoleFor' + SERVICE_NAME_CONVERSION.get(service_name.partition('.')[0], '')
         if name in known:
-            raise AwsError('InvalidInput', f'Service role name {name} has been taken in this account, please try a '
-                           'different suffix.')
+            raise AwsError('InvalidInput', f'Service role name {name} has been taken in this account, please '
+                           'try a different suffix.')
         return moto_link(iam, service_name, *more)
     IAMBackend.create_service_linked_role = link
+    # Older accounts have a zone without Fargate there (ECS developer guide, Fargate Regions).
+    RegionsAndZonesBackend.zones['us-west-1'].append(Zone('us-west-1c', 'us-west-1', 'usw1-az2'))
     # The account has used these before.
     for service in 'batch', 'ecs':
         iam_backends[ACCOUNT][PARTITION].create_service_linked_role(service + '.amazonaws.com', '', '')

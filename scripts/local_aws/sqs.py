@@ -13,6 +13,7 @@ import time
 import types
 import uuid
 
+from moto.sqs import models
 from moto.sqs.models import Queue, SQSBackend, sqs_backends
 
 from local_aws import ACCOUNT, AwsError
@@ -116,6 +117,7 @@ class MessageStore:
                 self.changed.wait(min([deadline] + [due for due, _ in self.waiting[:1]]) - now)
             for message in taken:
                 message.receives += 1
+                message.received = now
                 self._schedule(message, visibility)
             if self.ready:
                 self.changed.notify()
@@ -141,13 +143,16 @@ class MessageStore:
             if message:
                 del self.messages[message.key]
 
-    def change_visibility(self, handle, seconds):
-        """Make a message in flight visible after so many seconds from now."""
+    def change_visibility(self, handle, seconds, most):
+        """Make a message in flight visible after some seconds, at most so many after it was received."""
         with self.changed:
             message = self._find(handle)
             if message is None or message.due is None:
                 raise bad('ReceiptHandle', handle,
                           'Message does not exist or is not available for visibility timeout change.')
+            if time.monotonic() + seconds - message.received > most:
+                raise bad('VisibilityTimeout', seconds, 'Total VisibilityTimeout for the message is beyond '
+                          'the limit [43200 seconds].')
             self._schedule(message, seconds)
 
     def close(self):
@@ -169,11 +174,12 @@ class Sqs:
 
     def __init__(self, faults):
         self.faults = faults
+        self.hidden = 43200.0                    # seconds for which a message may be in flight
         self.operations = {
             'SendMessage': self.send, 'ReceiveMessage': self.receive,
             'DeleteMessage': lambda queue, given, _: queue.store.delete(given['ReceiptHandle']),
             'ChangeMessageVisibility': lambda queue, given, _: queue.store.change_visibility(
-                given['ReceiptHandle'], number(given, 'VisibilityTimeout', None, 43200))}
+                given['ReceiptHandle'], number(given, 'VisibilityTimeout', None, 43200), self.hidden)}
 
     def call(self, request):
         """Carry out the operation of the request; None where moto does."""
@@ -252,6 +258,11 @@ class Sqs:
                 answer['MessageAttributes'] = message.attributes
             answers.append(answer)
         return {'Messages': answers} if answers else {}
+
+    @staticmethod
+    def limit(size):
+        """Let queues hold messages of so many bytes at most, as they did before 2025."""
+        models.MAXIMUM_MESSAGE_LENGTH = models.MAXIMUM_MESSAGE_SIZE_ATTR_UPPER_BOUND = size
 
     @staticmethod
     def install():
