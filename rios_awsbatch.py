@@ -160,26 +160,35 @@ class BrokenAWSBatchExecutor(concurrent.futures.BrokenExecutor, AWSBatchExceptio
 
 AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 # What AWS, or botocore in the name of an exception, calls what it means.
+_CODE = {'RefreshWithMFAUnsupportedError'}
+_CLOCK = {'RequestTimeTooSkewed'}
 _EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRefreshRequired', 'SSOError',
             'TokenRetrievalError', 'CredentialRetrievalError', 'LoginError'}
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
+_UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
+            'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
+_DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
+           'AWS.SimpleQueueService.AccessDenied'}
+_WRONG = {'ParamValidationError', 'ValidationError', 'UnknownServiceError', 'InvalidRegionError'}
 NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
 NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
 # Where botocore reads keys, which may be others by now.
 _READ = (None, 'env', 'shared-credentials-file', 'config-file', 'boto-config')
-_LOG_IN = ('Run "aws configure" (or "aws sso login"), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or '
-           'AWS_PROFILE.')
+_LOG_IN = ('Run "aws configure" (or "aws login", "aws sso login"), or set AWS_ACCESS_KEY_ID and '
+           'AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.')
 _MEANINGS = (
     ({'ProfileNotFound'}, '{}. AWS_PROFILE names it; "aws configure list-profiles" shows those you have.'),
+    (_CODE, 'Your AWS session has ended, and a new one wants an MFA code ({}). Run "aws sts '
+            'get-caller-identity" in another terminal, with the same AWS_PROFILE: it asks for the code, and '
+            'its session serves here, too.'),
+    (_CLOCK, 'The clock of this computer is wrong, so AWS refuses its requests ({}). Set it.'),
     (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
     ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
-    ({'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId', 'SignatureDoesNotMatch',
-      'InvalidSignatureException', 'AuthFailure'}, 'AWS does not accept your credentials ({}). ' + _LOG_IN),
-    ({'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
-      'AWS.SimpleQueueService.AccessDenied'},
+    (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN),
+    (_DENIED,
      'AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy of the '
      'stack\'s output BatchMainPolicyArn to your user or role.'),
     ({'NoSuchBucket'}, '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'),
@@ -204,7 +213,10 @@ _ADVICE = (
 
 def is_one_of(error, names):
     """Whether an error of botocore, by its code or as an exception, is one of those that are named."""
-    code = getattr(error, 'response', {}).get('Error', {}).get('Code', '')
+    said = getattr(error, 'response', {}).get('Error', {})
+    # S3 has a code for a wrong clock; others say that the signature is wrong, and why in words.
+    late = re.match('Signature (expired|not yet current)', said.get('Message') or '')
+    code = 'RequestTimeTooSkewed' if late else said.get('Code', '')
     return not names.isdisjoint([code, *(kind.__name__ for kind in type(error).__mro__)])
 
 
@@ -214,10 +226,27 @@ def is_temporary(error):
     return status >= 500 or is_one_of(error, _AWAY | _THROTTLED | _CUT)
 
 
+def user_may_mend(error):
+    """
+    Whether an error of botocore that is not temporary passes when the user logs in again or sets the clock.
+    There are ever more ways to log in, and each has errors of its own; so all are taken for that but those
+    that cannot pass: a user or a permission that is not there, and a wrong request.
+    """
+    if isinstance(error, botocore.exceptions.ClientError):
+        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode')
+        return is_one_of(error, _EXPIRED | _CLOCK) or (
+            status in (401, 403) and not is_one_of(error, _UNKNOWN | _DENIED))
+    return not is_one_of(error, _WRONG)
+
+
+def _meaning(error):
+    return next((text for names, text in _MEANINGS if is_one_of(error, names)), '{}')
+
+
 def explain(error, doing):
     """An :class:`AWSBatchException` that a user can act on, for one of botocore while `doing` something."""
     log.debug('AWS failed when %s', doing, exc_info=error)
-    meaning = next((text for names, text in _MEANINGS if is_one_of(error, names)), '{}').format(error)
+    meaning = _meaning(error).format(error)
     return AWSBatchException(f'Error when {doing} (stack {STACK_NAME}, region {REGION}): {meaning}')
 
 
@@ -233,14 +262,34 @@ def new_session(expired=None):
     default = boto3.DEFAULT_SESSION
     try:
         if default is None:
-            return boto3.session.Session()
+            return _sharing(boto3.session.Session(), expired is None)
         method = getattr(default.get_credentials(), 'method', None)
         if method not in _READ and (default is not expired or method == 'explicit'):
             return default
         profile = default.profile_name
-        return boto3.session.Session(profile_name=None if profile == 'default' else profile)
+        return _sharing(boto3.session.Session(profile_name=None if profile == 'default' else profile),
+                        expired is None)
     except AWS_ERRORS as error:             # a profile that does not exist, for instance
         raise explain(error, 'looking for your AWS login') from None
+
+
+def _sharing(session, may_ask):
+    """
+    Let a role have the session for which the aws command has asked an MFA code, from where that command
+    keeps it, since AWS takes a code once. Where a code may not be asked for, as in a thread of a run, to want
+    one is an error.
+    """
+    import botocore.utils
+    role = session._session.get_component('credential_provider').get_provider('assume-role')
+    if os.access(os.path.expanduser('~'), os.W_OK):
+        role.cache = botocore.utils.JSONFileCache(os.path.expanduser('~/.aws/cli/cache'))
+    if not may_ask:
+        role._prompter = _ask_nobody
+    return session
+
+
+def _ask_nobody(prompt):
+    raise botocore.exceptions.RefreshWithMFAUnsupportedError
 
 
 def make_client(service, session=None, requests=None, region=REGION, attempts=8):
@@ -1396,7 +1445,7 @@ class _MainChannel(Channel):
         super().__init__(run_id, secrets.token_bytes(32), bucket, None, None, REGION)
         self.life, self.is_over = life, is_over
         self.opened = 0                     # when the queues were made
-        self.warned = None, 0               # what was logged last, and when it is to be logged again
+        self.warned = {}                    # what was logged of AWS, and when it is to be logged again
         self.batch = None
 
     def connect(self, session=None):
@@ -1416,35 +1465,34 @@ class _MainChannel(Channel):
 
     def persist(self, doing, request):
         """
-        Make an AWS request, again and again while AWS is away or the login has expired. None means that the
-        run is over, and nothing else: so nobody waits for what was not done. Raises AWSBatchException where
-        AWS refuses it for a reason that does not pass.
+        Make an AWS request, again and again while AWS is away, or the user has a login or a clock to mend.
+        None means that the run is over, and nothing else: so nobody waits for what was not done. Raises
+        AWSBatchException where AWS refuses it for a reason that does not pass.
         """
         while not self.life.ended.is_set():
             try:
                 return request()
             except AWS_ERRORS as error:
-                no_queue, expired = is_one_of(error, NO_QUEUE), is_one_of(error, _EXPIRED)
+                no_queue, away = is_one_of(error, NO_QUEUE), is_temporary(error)
                 if self.is_over():
                     break
                 # A new queue may not be known everywhere yet: sqs:CreateQueue asks to wait a second.
                 new = no_queue and time.monotonic() < self.opened + 10
-                if not (new or expired or is_temporary(error)):
+                if not (new or away or user_may_mend(error)):
                     raise explain(error, doing) from error
-                self._warn(explain(error, doing), expired)
+                self._warn(error, doing, 'Trying again.' if new or away else
+                           'The run goes on when that is mended: no block is lost.')
                 self.life.ended.wait(1)
-                if expired:                 # logged in again? New clients look for it.
+                if not (new or away):       # logged in again? New clients look for it.
                     with contextlib.suppress(*AWS_ERRORS, AWSBatchException):
                         self.connect()
         return None
 
-    def _warn(self, error, expired):
+    def _warn(self, error, doing, then):
         """Log it at once when it is news, and then every TELL_SECONDS, whichever thread meets it."""
-        last, again = self.warned
-        if last != expired or time.monotonic() > again:
-            self.warned = expired, time.monotonic() + TELL_SECONDS
-            log.warning('Run %s: %s %s', self.run_id, error, 'The run goes on when you have: no block is '
-                        'lost.' if expired else 'Trying again.')
+        if time.monotonic() > self.warned.get(_meaning(error), 0):
+            self.warned[_meaning(error)] = time.monotonic() + TELL_SECONDS
+            log.warning('Run %s: %s %s', self.run_id, explain(error, doing), then)
 
     def delete_objects(self, names):
         """Delete objects (any number)."""

@@ -102,9 +102,9 @@ aws_error() {
         NoCommandLine*)
             echo "the AWS command line is not installed. Run 'pip install awscli', or see https://aws.amazon.com/cli/." ;;
         *'Unable to locate credentials'* | *NoCredentials* | *'Partial credentials'*)
-            echo "no AWS credentials were found. Run 'aws configure' (or 'aws sso login'), or set AWS_PROFILE." ;;
-        *ExpiredToken* | *RequestExpired* | *'token has expired'* | *'Token has expired'* | *'SSO session'*expired* | *'Error loading SSO Token'*)
-            echo "your AWS login has expired. Log in again, for instance with 'aws sso login', and repeat the command." ;;
+            echo "no AWS credentials were found. Run 'aws configure' (or 'aws login', 'aws sso login'), or set AWS_PROFILE." ;;
+        *ExpiredToken* | *RequestExpired* | *'token has expired'* | *'Token has expired'* | *'SSO session'*expired* | *'session has expired'* | *'Error loading SSO Token'*)
+            echo "your AWS login has expired. Log in again, for instance with 'aws login' or 'aws sso login', and repeat the command." ;;
         *'config profile'*'could not be found'*)
             echo "AWS_PROFILE names a profile that 'aws configure list-profiles' does not show." ;;
         *'Signature expired'* | *'Signature not yet current'* | *RequestTimeTooSkewed*)

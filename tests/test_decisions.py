@@ -3,7 +3,9 @@ What the keeper of the workers decides, and when a worker fetches calls: tables 
 decisions are carried out is in test_pool.py.
 """
 import math
+import re
 
+import botocore.exceptions as errors
 import pytest
 
 import rios_awsbatch
@@ -88,3 +90,37 @@ def test_end_that_was_the_doing_of_its_host(status_reason, container, killed):
     (0.1, 2.0, 0, 0.15, 0)])
 def test_calls_to_fetch(pace, running, waiting, ahead, count):
     assert worker.calls_to_fetch(pace, running, waiting, ahead) == count
+
+
+def answer(code, status, message=''):
+    return errors.ClientError({'Error': {'Code': code, 'Message': message}, 'ResponseMetadata': {'HTTPStatusCode': status}},
+                              'Operation')
+
+
+@pytest.mark.parametrize('error, passes, said', [
+    # AWS is away.
+    (errors.EndpointConnectionError(endpoint_url='x'), 'by itself', 'cannot be reached'),
+    (answer('SlowDown', 503), 'by itself', ''),
+    (answer('Throttling', 400), 'by itself', 'more requests'),
+    # A login of any kind, also of a kind that nobody here knows.
+    (answer('ExpiredTokenException', 400), 'when mended', 'login has expired'),
+    (answer('TokenOfAnotherKind', 403), 'when mended', ''),
+    (errors.RefreshWithMFAUnsupportedError(), 'when mended', 'MFA code .*aws sts get-caller-identity'),
+    (getattr(errors, 'LoginRefreshRequired', errors.UnauthorizedSSOTokenError)(), 'when mended', '"aws login"'),
+    (errors.NoCredentialsError(), 'when mended', 'No AWS credentials'),
+    (errors.MetadataRetrievalError(error_msg='x'), 'when mended', ''),
+    # A clock that is late after a laptop woke.
+    (answer('RequestTimeTooSkewed', 403), 'when mended', 'clock'),
+    (answer('SignatureDoesNotMatch', 403, 'Signature expired: 1 is now earlier than 2'), 'when mended', 'clock'),
+    (answer('InvalidSignatureException', 400, 'Signature not yet current: 2 is still later than 1'), 'when mended', 'clock'),
+    # What cannot pass.
+    (answer('InvalidClientTokenId', 403), 'never', 'does not accept your credentials'),
+    (answer('SignatureDoesNotMatch', 403, 'The request signature we calculated does not match'), 'never', 'not accept'),
+    (answer('AccessDenied', 403), 'never', 'does not allow'),
+    (answer('NoSuchBucket', 404), 'never', 'make the stack anew'),
+    (answer('InvalidParameterValue', 400), 'never', ''),
+    (errors.ParamValidationError(report='x'), 'never', '')])
+def test_error_of_aws_that_may_pass_is_waited_for(error, passes, said):
+    assert passes == ('by itself' if rios_awsbatch.is_temporary(error) else
+                      'when mended' if rios_awsbatch.user_may_mend(error) else 'never')
+    assert re.search(said, str(rios_awsbatch.explain(error, 'trying')))

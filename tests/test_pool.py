@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
 import random
 import re
 import signal
@@ -23,8 +24,8 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, finish, job_definition, jobs_of,
-    local_aws, output_of, pids, run_main, square, wait_until, write_main)
+    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, client, finish, job_definition, jobs_of,
+    local_aws, output_of, pids, run, run_main, square, succeeds, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -391,9 +392,26 @@ def test_account_with_an_older_limit_of_sqs_is_told_at_once(tmp_path, aws):
     assert 'AWSBatchException: Error when starting a run' in err
 
 
-def test_expired_login_in_mid_run_is_waited_for(tmp_path, aws):
-    """Longer than the lease, so that the workers end meanwhile."""
-    process = run_main(tmp_path, aws, '''
+MFA = """
+[profile role]
+role_arn = {}
+source_profile = keys
+mfa_serial = arn:aws:iam::123456789012:mfa/me
+[profile keys]
+aws_access_key_id = {}
+aws_secret_access_key = local
+"""
+
+
+def test_login_and_clock_that_pass_in_mid_run_are_waited_for(tmp_path, aws):
+    """AWS takes an MFA code once; in mid-run nobody is asked for one, who may not be at the terminal."""
+    role = client('iam', aws).create_role(RoleName='mfa', AssumeRolePolicyDocument='{}')['Role']['Arn']
+    (tmp_path / 'config').write_text(MFA.format(role, aws['AWS_ACCESS_KEY_ID']))
+    env = dict(aws, AWS_ACCESS_KEY_ID='', AWS_SECRET_ACCESS_KEY='', AWS_CONFIG_FILE=str(tmp_path / 'config'),
+               AWS_PROFILE='role', HOME=str(tmp_path))
+    process = run_main(tmp_path, env, '''
+        import getpass
+        getpass.getpass = lambda prompt: print('code', flush=True) or '123456'
         def tile(x):
             time.sleep(0.1)
             return x
@@ -403,15 +421,28 @@ def test_expired_login_in_mid_run_is_waited_for(tmp_path, aws):
             print('going', flush=True)
             assert [future.result() for future in futures] == list(range(100))
         ''')
-    assert process.stdout.readline() == 'going\n'
-    local_aws('login', {'expired': True}, env=aws)
+    lines = iter(process.stderr.readline, '')
     try:
-        lines = iter(process.stderr.readline, '')
+        assert [process.stdout.readline() for _ in range(2)] == ['code\n', 'going\n']
+        local_aws('login', {'late': True}, env=aws)
+        assert 'The run goes on' in next(line for line in lines if 'clock of this computer' in line)
+        local_aws('login', {'expired': True}, env=aws)
         assert 'The run goes on' in next(line for line in lines if 'login has expired' in line)
+        for kept in (tmp_path / '.aws' / 'cli' / 'cache').iterdir():            # an hour later
+            kept.write_text(re.sub('"Expiration": "[0-9]+', '"Expiration": "2020', kept.read_text()))
+        assert 'aws sts get-caller-identity' in next(line for line in lines if 'MFA code' in line)
         wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
+        local_aws('login', {}, env=aws)
+        time.sleep(2)
+        assert process.poll() is None
+        subprocess.run([sys.executable, '-m', 'awscli', 'sts', 'get-caller-identity'], env=env, input='654321\n',
+                       text=True, check=True, capture_output=True, start_new_session=True)
+        assert finish(process)[0] == ''
+        # Scripts, which ask AWS many times, have that session, too.
+        succeeds(run('status.sh', env=env, path=pathlib.Path(sys.executable).parent), 'worker: ')
     finally:
-        local_aws('login', {'expired': False}, env=aws)
-    finish(process)
+        local_aws('login', {}, env=aws)
+        process.kill()
 
 
 def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):

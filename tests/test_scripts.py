@@ -130,7 +130,7 @@ def test_expired_login_is_one_sentence(script, docker):
                       'The security token included in the request is expired') as (server, env):
         args = ['--yes'] if script == 'delete.sh' else []
         refuses(run(script, *args, env=env, path=docker.path),
-                "login has expired. Log in again.*'aws sso login'")
+                "login has expired. Log in again.*'aws login' or 'aws sso login'")
         assert server.asked == 1
     assert set(docker.verbs()) <= {'info'}
 

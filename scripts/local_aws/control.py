@@ -12,7 +12,7 @@ POST /_local/quota            {"vcpus": N} or {}: of the account
 POST /_local/lag              {"seconds": N}: so late is what Batch says of containers, for later jobs; {}:
                               each job has a lag of its own, of up to two seconds
 POST /_local/speed            {"times": 60}: Batch's time-outs and limits pass so many times faster
-POST /_local/login            {"expired": true}: of everybody but jobs
+POST /_local/login            {"expired": true} or {"late": true}, their clock: of everybody but jobs
 POST /_local/credentials      {"seconds": N}: how long a job's next credentials last
 POST /_local/sqs              {"hidden": 43200, "bytes": 1048576}: seconds for which a message may be hidden
                               in all, and the longest there may be
@@ -52,7 +52,8 @@ class Control:
             'POST lag': lambda given: setattr(
                 batch, 'lag', float(given['seconds']) if 'seconds' in given else None),
             'POST speed': lambda given: setattr(batch, 'speed', float(given['times'])),
-            'POST login': lambda given: setattr(iam, 'login_expired', bool(given['expired'])),
+            'POST login': lambda given: (setattr(iam, 'login_expired', bool(given.get('expired'))),
+                                         setattr(iam, 'clock_is_late', bool(given.get('late')))) and None,
             'POST credentials': lambda given: setattr(iam, 'lifetime', float(given['seconds'])),
             'POST sqs': lambda given: (setattr(aws.sqs, 'hidden', float(given.get('hidden', 43200))),
                                        aws.sqs.limit(given.get('bytes', 1 << 20))) and None,
