@@ -353,17 +353,25 @@ def getStackOutputs(session=None):
 
 
 def _require_image(stack, session):
-    """Raise AWSBatchException where nobody has built the image: to find that out would cost an instance."""
+    """
+    Raise AWSBatchException where nobody has built the image, or its tags say that calls cannot travel to it:
+    to find that out later would cost an instance.
+    """
     repository = stack.get('BatchECR', '').rpartition('/')[2]
     try:
-        make_client('ecr', session).describe_images(
-            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])
+        image, = make_client('ecr', session).describe_images(
+            repositoryName=repository, imageIds=[{'imageTag': 'latest'}])['imageDetails']
     except AWS_ERRORS as error:
         if is_one_of(error, {'ImageNotFoundException', 'RepositoryNotFoundException'}):
             raise AWSBatchException(
                 f'There is no image for the workers in the repository {repository} of stack {STACK_NAME} '
                 'yet. "scripts/build.sh" builds and pushes it.') from None
         log.debug('Whether there is an image cannot be seen: %s', error)     # Batch will say
+        return
+    for tag in image.get('imageTags', []):
+        kind, *pairs = tag.split('--')
+        if kind == 'versions' and (why := mismatch(versions(), dict(pair.split('-', 1) for pair in pairs))):
+            raise AWSBatchException(why)
 
 
 # ---- Shared with worker.py: what travels -------------------------------------------------------------

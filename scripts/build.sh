@@ -38,6 +38,7 @@ export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 MAIN='' PLATFORM='' PUSH=yes FILES=()
 HERE=''             # the version of PYTHON, as 3.12; nothing where that cannot be told
 CLOUDPICKLE=''      # what pip adds, so that it is of the same major version here and there
+VERSIONS=''         # those in the image
 COMMAND=''          # this command as it was given, but for BASE_IMAGE
 
 read_options() {
@@ -198,15 +199,29 @@ check_kind() {
         die "the image is of the kind linux/$kind, but the computers of stack '$STACK' run $PLATFORM, so it is not pushed. Build it on a computer of that kind, or install QEMU (see --platform in build.sh --help)."
 }
 
-# push IMAGE: its kind is a second tag, which scripts/status.sh shows.
+# push IMAGE: its kind and its versions are tags, too, which main scripts and scripts/status.sh read.
 push() {
-    local image=$1 tagged=${1%:*}:${PLATFORM#linux/} name
-    "${ENGINE[@]}" tag "$image" "$tagged"
+    local image=$1 name names=()
+    for name in "${PLATFORM#linux/}" ${VERSIONS:+"$VERSIONS"}; do
+        names+=("${image%:*}:$name")
+        "${ENGINE[@]}" tag "$image" "${names[-1]}"
+    done
     say "Pushing $image"
-    for name in "$tagged" "$image"; do
+    for name in "${names[@]}" "$image"; do
         "${ENGINE[@]}" push "$name" ||
             die "could not push $name. The image is on this computer; repeat the command to try again."
     done
+    forget_versions "${image#*/}"
+}
+
+# forget_versions IMAGE: takes the versions of former images away, which would keep these for ever.
+forget_versions() {
+    local repository=${1%:*} tags
+    try_aws ecr list-images --repository-name "$repository" --output text \
+        --query "imageIds[?starts_with(imageTag || '', 'versions--') && imageTag != '$VERSIONS'].imageTag" || return 0
+    read -r -a tags <<<"$ANSWER"
+    [[ ${#tags[@]} -eq 0 ]] ||
+        try_aws ecr batch-delete-image --repository-name "$repository" --image-ids "${tags[@]/#/imageTag=}" || true
 }
 
 # ------------------------------------------------------------------------------------------------------ the images
@@ -261,9 +276,14 @@ build_main() {
 
 # --------------------------------------------------------------------------------- Python here and in the image
 
-# image_python IMAGE: its Python as 3.12; nothing where that cannot be told.
-image_python() {
-    local ask='import sys; print("%d.%d" % sys.version_info[:2])' container
+# image_versions IMAGE: of Python and of what must fit to that of a main script, as a tag: versions--Python-3.12.3--...
+# Nothing where the image cannot run here.
+image_versions() {
+    local container ask='import os, re
+os.environ["RIOSRun"] = ""
+import rios_awsbatch
+print("--".join(["versions"] + [
+    name + "-" + re.sub("[^A-Za-z0-9.]", ".", version) for name, version in rios_awsbatch.versions().items()]))'
     if [[ ${DOCKER:-} == *buildah ]]; then
         container=$("${ENGINE[@]}" from "$1")
         "${ENGINE[@]}" run "$container" python3 -c "$ask" || true
@@ -275,8 +295,8 @@ image_python() {
 
 compare_python() {
     local there base
-    there=$(image_python "$1")
-    [[ $there =~ ^3\.[0-9]+$ && -n $HERE && $there != "$HERE" ]] || return 0
+    there=$(sed -n 's/.*--Python-\([0-9]*\.[0-9]*\).*/\1/p' <<<"$VERSIONS")
+    [[ -n $there && -n $HERE && $there != "$HERE" ]] || return 0
     base=$(base_image "$HERE")
     if [[ -n $base && $base != "$BASE_IMAGE" ]]; then
         base="run: BASE_IMAGE=$base $COMMAND"
@@ -321,9 +341,11 @@ if [[ -n $MAIN ]]; then
 else
     build_worker "$IMAGE"
 fi
+[[ -n $MAIN ]] || VERSIONS=$(image_versions "$IMAGE")
+[[ $VERSIONS =~ ^versions[A-Za-z0-9._-]{1,119}$ ]] || VERSIONS=''
 if [[ -n $PUSH ]]; then
     check_kind "$IMAGE"
     push "$IMAGE"
 fi
-[[ -n $MAIN ]] || compare_python "$IMAGE"
+[[ -n $MAIN ]] || compare_python
 say "Done: $IMAGE"

@@ -252,8 +252,8 @@ unfinished_jobs() {
     list_jobs "$1" | awk -F '\t' '$3 != "SUCCEEDED" && $3 != "FAILED"'
 }
 
-# image_of OUTPUT: sets IMAGE_DATE and IMAGE_KIND of the image in the repository that this output of the stack names;
-# fails where it has none. build.sh tags each image with its kind, amd64 or arm64.
+# image_of OUTPUT: sets IMAGE_DATE, IMAGE_KIND and IMAGE_VERSIONS of the image in the repository that this output of the
+# stack names; fails where it has none. build.sh tags each image with its kind, amd64 or arm64, and with its versions.
 # shellcheck disable=SC2034
 image_of() {
     local repository tags
@@ -264,6 +264,7 @@ image_of() {
         return 1
     fi
     IFS=$'\t' read -r IMAGE_DATE tags <<<"$ANSWER"
+    IMAGE_VERSIONS=$(tr ' ' '\n' <<<"$tags" | sed -n '/^versions--/ { s/--/, /g; s/\([a-z]\)-/\1 /g; s/^versions//p; }')
     IMAGE_KIND=$(tr ' ' '\n' <<<"$tags" | grep -Ex 'amd64|arm64' | head -n 1) || IMAGE_KIND=''
 }
 

@@ -68,7 +68,7 @@ show_image() {
         return
     fi
     wanted=$(stack_platform) || wanted=''
-    say "  $1: ${IMAGE_KIND:-of unknown kind}, pushed $(age_of "$IMAGE_DATE") ago"
+    say "  $1: ${IMAGE_KIND:-of unknown kind}$IMAGE_VERSIONS, pushed $(age_of "$IMAGE_DATE") ago"
     [[ -z $IMAGE_KIND || $IMAGE_KIND == "$wanted" ]] ||
         say "    but the stack's computers run $wanted: build it anew with $3"
 }

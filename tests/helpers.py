@@ -36,6 +36,8 @@ EXAMPLES = ROOT / 'examples'
 SCENE = EXAMPLES / 'data' / 'landsat7_olinda.tif'
 sys.path.insert(0, str(EXAMPLES))       # some are imported, too
 REGION = rios_awsbatch.REGION
+# Of an image without anything.
+MANIFEST = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json', 'layers': []}
 # Seconds after which something hangs. On a machine that does much else at the same time, all is slow.
 PATIENCE = 800
 # Quick enough for a test. Main scripts and workers get them alike.

@@ -4,6 +4,7 @@ The promises of build.sh and submit.sh: an image for the workers, and a main scr
 The other scripts are in test_scripts.py, what the jobs may do in test_permissions.py.
 """
 import concurrent.futures
+import json
 import os
 import pathlib
 import re
@@ -14,12 +15,16 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, ROOT, another_aws, copy_of_the_tree, local_aws, wait_until, run, succeeds, refuses, Stack, write_main, StandIn)
+    MANIFEST, PATIENCE, ROOT, another_aws, copy_of_the_tree, local_aws, wait_until, run, succeeds, refuses, Stack,
+    write_main, StandIn)
 
 
 # ---------------------------------------------------------------------------------------------
 # build.sh
 # ---------------------------------------------------------------------------------------------
+
+VERSIONS = 'versions--Python-{}.3--rios_awsbatch-2.1.0--cloudpickle-3.0.0--numpy-1.26.4--rios-2.0.9'
+
 
 def argument(call, name):
     """The values that an option of `docker build` was given."""
@@ -48,7 +53,10 @@ def python_of(folder, version, cloudpickle=None):
 
 def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, tmp_path):
     stack = Stack(InstanceTypes='c7g', Architecture='ARM64').create()
-    docker.set(says={'run': '3.12', 'inspect': 'arm64'})
+    former = {'repositoryName': stack.outputs()['BatchECR'], 'imageManifest': json.dumps(MANIFEST)}
+    for tag in 'arm64', VERSIONS.format('3.6'):
+        stack.client('ecr').put_image(imageTag=tag, **former)
+    docker.set(says={'run': VERSIONS.format('3.12'), 'inspect': 'arm64'})
     done = stack.run('build.sh', path=docker.path, env={
         'EXTRA_PACKAGES': 'python3-scipy gdal-bin', 'PIP_PACKAGES': 'odc-stac>=0.3', 'RIOS_VERSION': '2.0.6',
         'BASE_IMAGE': 'debian:12', 'PYTHON': python_of(tmp_path, '3.12', cloudpickle='3.1')})
@@ -56,8 +64,8 @@ def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, t
         jobDefinitionName=stack.outputs()['BatchProcessingJobDefinitionName'])['jobDefinitions'][0][
             'containerProperties']['image']
     succeeds(done, 'Done: ' + image)
-    assert docker.verbs() == ['info', 'login', 'build', 'inspect', 'tag', 'push', 'push', 'run']
-    _, login, build, _, tag, *pushes, _ = docker.calls()
+    assert docker.verbs() == ['info', 'login', 'build', 'run', 'inspect', 'tag', 'tag', 'push', 'push', 'push']
+    _, login, build, _, _, *tags_and_pushes = docker.calls()
     assert login['words'] == ['login', '--username', 'AWS', '--password-stdin', image.partition('/')[0]]
     assert len(login['input'].strip()) > 10
     assert build['words'][:5] == ['build', '--platform', 'linux/arm64', '--tag', image]
@@ -68,9 +76,12 @@ def test_build_logs_in_builds_and_pushes_what_the_job_definition_names(docker, t
                          'EXTRA_PACKAGES': 'python3-scipy gdal-bin',
                          'PIP_PACKAGES': 'odc-stac>=0.3 cloudpickle==3.*'}
     assert set(build['files']) == {'rios_awsbatch.py', 'worker.py'}
-    kind = image.replace(':latest', ':arm64')
-    assert tag['words'] == ['tag', image, kind]
-    assert [push['words'] for push in pushes] == [['push', kind], ['push', image]]
+    kind, versions = (image.replace('latest', tag) for tag in ('arm64', VERSIONS.format('3.12')))
+    assert [call['words'] for call in tags_and_pushes] == [
+        ['tag', image, kind], ['tag', image, versions], ['push', kind], ['push', versions], ['push', image]]
+    # What nobody could tell apart any more is not kept for ever.
+    left = stack.client('ecr').list_images(repositoryName=former['repositoryName'])['imageIds']
+    assert [item['imageTag'] for item in left] == ['arm64']
     for name in re.findall(r'^ARG (\w+)', build['dockerfile'], re.MULTILINE):
         assert name in arguments
 
@@ -165,7 +176,7 @@ def test_build_takes_the_rios_that_the_user_has(docker, tmp_path):
     ('3.13', '2.2', 'debian:13-slim', 'cloudpickle==2.*'), ('3.14', '3.1', 'ubuntu:26.04', ''),
     ('3.11', None, 'debian:12-slim', '')])
 def test_build_starts_from_what_has_the_python_of_the_user(version, cloudpickle, base, pip, docker, tmp_path):
-    docker.set(says={'run': version})
+    docker.set(says={'run': VERSIONS.format(version)})
     env = {'PYTHON': python_of(tmp_path, version, cloudpickle)}
     succeeds(run('build.sh', '--no-push', env=env, path=docker.path), 'from ' + base)
     arguments = build_arguments(docker)
@@ -201,7 +212,7 @@ def test_python_for_which_there_is_no_image_is_told_before_the_build(version, sa
 
 
 def test_build_warns_of_another_python_in_the_image_and_says_the_whole_command(docker, tmp_path):
-    docker.set(says={'run': '3.6'})
+    docker.set(says={'run': VERSIONS.format('3.6')})
     python, module = python_of(tmp_path, '3.13'), tmp_path / "my module's.py"
     module.touch()
     env = {'PYTHON': python, 'BASE_IMAGE': 'debian:9', 'PIP_PACKAGES': 'affine odc-stac>=0.3'}
@@ -209,7 +220,7 @@ def test_build_warns_of_another_python_in_the_image_and_says_the_whole_command(d
     assert done.returncode == 0
     said, command = done.stderr.rstrip('\n').split('run: ')
     assert re.search(r'the image has Python 3.6, but .* is Python 3.13', said), done.stderr
-    docker.set(says={'run': '3.13'})
+    docker.set(says={'run': VERSIONS.format('3.13')})
     docker.log.unlink()
     again = subprocess.run(command, shell=True, env={**os.environ, 'PATH': f'{docker.path}:{os.environ["PATH"]}'},
                            capture_output=True, text=True, timeout=PATIENCE)
@@ -220,7 +231,7 @@ def test_build_warns_of_another_python_in_the_image_and_says_the_whole_command(d
 
 
 def test_no_command_is_said_where_we_know_no_image(docker, tmp_path):
-    docker.set(says={'run': '3.6'})
+    docker.set(says={'run': VERSIONS.format('3.6')})
     done = run('build.sh', '--no-push', path=docker.path,
                env={'PYTHON': python_of(tmp_path, '3.9'), 'BASE_IMAGE': 'debian:9'})
     assert done.returncode == 0

@@ -24,8 +24,8 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, client, finish, job_definition, jobs_of,
-    local_aws, output_of, pids, run, run_main, square, succeeds, wait_until, write_main)
+    MANIFEST, PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, client, finish,
+    job_definition, jobs_of, local_aws, output_of, pids, run, run_main, square, succeeds, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -360,11 +360,17 @@ def test_misconfiguration_ends_the_run_with_the_remedy(tmp_path, aws):
     assert re.search('No worker can start. AWS Batch says: MISCONFIGURATION.*--mem', err)
 
 
-def test_forgotten_image_starts_nothing(tmp_path, stack):
-    process = run_main(tmp_path, stack.env, 'rios_awsbatch.AWSBatchExecutor(1)')
-    _, err = process.communicate(timeout=PATIENCE)
-    assert 'There is no image for the workers' in err and 'scripts/build.sh' in err
-    assert not stack.queues() and not stack.objects()
+def test_image_that_is_not_there_or_does_not_fit_starts_nothing(tmp_path, stack):
+    """The worker, which says the same, would cost an instance and minutes."""
+    ecr, image = stack.client('ecr'), {'repositoryName': stack.outputs()['BatchECR'], 'imageManifest': json.dumps(MANIFEST)}
+    for tags, said in (([], 'There is no image for the workers.*scripts/build.sh'),
+                       (['latest', 'amd64', 'versions--Python-3.6.1--numpy-1.26.4'],
+                        "The main script has Python .*, but the workers' image has Python 3.6.1.*scripts/build.sh")):
+        for tag in tags:
+            ecr.put_image(imageTag=tag, **image)
+        _, _, err = output_of(run_main(tmp_path, stack.env, 'rios_awsbatch.AWSBatchExecutor(1)'))
+        assert re.search(said, err.splitlines()[-1]), err
+        assert not stack.queues() and not stack.objects()
 
 
 @pytest.mark.parametrize('changed', [

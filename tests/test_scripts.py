@@ -27,7 +27,7 @@ import urllib.request
 import pytest
 
 from tests.helpers import (
-    OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run,
+    MANIFEST, OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run,
     succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main, local_aws)
 
 
@@ -613,9 +613,6 @@ def test_delete_asks_first(stack):
     assert stack.status() == 'CREATE_COMPLETE'
 
 
-MANIFEST = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json', 'layers': []}
-
-
 def fill(stack, count):
     """Put into a stack all that delete.sh has to take away."""
     outputs, s3, sqs, ecr = stack.outputs(), stack.client('s3'), stack.client('sqs'), stack.client('ecr')
@@ -808,12 +805,12 @@ def test_watching_shows_how_far_each_run_is(stack):
     assert process.wait(PATIENCE) == 0
 
 
-def test_status_says_that_an_image_is_of_the_wrong_kind(stack):
+def test_status_says_what_an_image_has_and_that_it_is_of_the_wrong_kind(stack):
     ecr, repository = stack.client('ecr'), stack.outputs()['BatchECR']
-    for tag in ('latest', 'arm64'):
+    for tag in ('latest', 'arm64', 'versions--Python-3.6.1--rios_awsbatch-2.1.0--numpy-1.26.4'):
         ecr.put_image(repositoryName=repository, imageTag=tag, imageManifest=json.dumps(MANIFEST))
-    succeeds(stack.run('status.sh'),
-             r'worker: arm64, pushed \d min ago\n    but the stack.s computers run amd64')
+    succeeds(stack.run('status.sh'), r'worker: arm64, Python 3.6.1, rios_awsbatch 2.1.0, numpy 1.26.4, pushed \d min ago\n'
+             '    but the stack.s computers run amd64')
 
 
 # ---------------------------------------------------------------------------------------------
