@@ -7,8 +7,8 @@ the resource is `*`, and so it is here for all of EC2 and IAM. Policies hold whi
 Credentials expire whether or not policies are enforced: those of a job after `lifetime` seconds, unless it
 fetches new ones; those of everybody else while `login_expired`. S3 answers an old token with ExpiredToken and
 status 400 (S3 API reference, "Error responses"), query services and SQS with ExpiredToken and 403, the others
-with ExpiredTokenException (Common errors of each API reference). While `clock_is_late`, signatures of everybody
-but jobs are too old: S3 says so by a code of its own, the others take it for a wrong signature."""
+with ExpiredTokenException (Common errors of each API reference). While `clock_is_late`, signatures of
+everybody but jobs are too old: S3 says so by a code of its own, the others take it for a wrong signature."""
 import collections
 import fnmatch
 import re
@@ -76,8 +76,8 @@ class Iam:
         end = self.sessions.get(request.access_key)
         if self.clock_is_late and request.access_key and not end:
             if request.service == 's3':
-                raise AwsError('RequestTimeTooSkewed', 'The difference between the request time and the current '
-                               'time is too large.', 403)
+                raise AwsError('RequestTimeTooSkewed', 'The difference between the request time and the '
+                               'current time is too large.', 403)
             raise AwsError('SignatureDoesNotMatch' if request.form else 'InvalidSignatureException',
                            'Signature expired: 20260101T000000Z is now earlier than 20260101T000500Z '
                            '(20260101T001000Z - 5 min.)', 403)
