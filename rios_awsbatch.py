@@ -2876,6 +2876,7 @@ def _from_rios(module, name):
 class _Function:
     """Computes blocks of RIOS 1.4. It travels once, and workers keep it, with otherArgs until one changes."""
     given = args = None         # a pickle of what the caller gave; what the next block gets: (otherArgs,)
+    comes_back = True           # whether anybody wants to know what has changed
 
     def __call__(self, label, jobInfo, sources):
         params = jobInfo.getFunctionParams()
@@ -2885,20 +2886,28 @@ class _Function:
         return jobInfo.getFunctionResult(params), changed
 
     def call(self, *params):
-        """Call the user function; the pickle of (otherArgs,) if it has changed them, else None."""
+        """Call the user function; a pickle of what it has changed in otherArgs, else None."""
         if self.args is None:
-            self.args = pickle.loads(self.given) if self.given else ()
-            self.digest = _digest(self.args)
+            self.args, self.seen = pickle.loads(self.given) if self.given else (), {}
+            self.before = self.looks(self.args, self.seen)
         args, self.args = self.args, None
         self.userFunction(*params, *args)
-        if _digest(args) == self.digest:
+        now = self.looks(args, collections.ChainMap({}, self.seen))
+        names = [name for name in now if now[name] != self.before.get(name)]
+        gone = list(self.before.keys() - now.keys())
+        if not names and not gone:
             self.args = args
             return None
         try:
-            return dumps(args)
+            return dumps(({name: _attributes(*args)[name] for name in names}, gone))
         except Exception as error:
             what = 'otherArgs, as the user function leaves it,'
             raise unpicklable(error, what, [(args[0], 'otherArgs')], 'the main script') from error
+
+    def looks(self, args, seen):
+        """What otherArgs looks like: digests of its attributes, by name."""
+        return {name: _look(value, seen) for each in args if self.comes_back
+                for name, value in _attributes(each).items()}
 
 
 class _Source:
@@ -2929,12 +2938,68 @@ def _sources(jobInfo):
             for array in _arrays(inputs) if id(array) in known]
 
 
-def _digest(thing):
-    """A digest of what would travel, without a copy of the arrays in it."""
+def _brief(value):
+    return ' '.join(reprlib.repr(value).split())
+
+
+def _attributes(otherArgs):
+    """Its attributes by name (dict); or, by the name '', itself if it is more than those, as a list is."""
+    with contextlib.suppress(Exception):
+        _, _, state, *items = otherArgs.__reduce_ex__(5)
+        if items == [None, None] and (state or {}).keys() == vars(otherArgs).keys():
+            return vars(otherArgs)
+    return {'': otherArgs}
+
+
+class _Look(_Pickler):
+    """
+    Pickles, for a comparison, what functions may change in an object, but not what it remembers of having
+    been asked: attributes with "cache" in their name, and a functools.cached_property. In objects of packages
+    also attributes "_name" that had no value at first, and numbers in their compiled parts.
+
+    seen: the objects by id, each with the names of those attributes that had a value at first.
+    """
+    def __init__(self, file, seen, **options):
+        super().__init__(file, script and script.known, **options)
+        self.seen, self.parts = seen, set()     # ids of what objects of packages have as attributes
+
+    def reducer_override(self, thing):
+        kind, reduced = type(thing), super().reducer_override(thing)
+        if reduced is NotImplemented and not (_is_code(thing) or kind in self.dispatch_table):
+            reduced = thing.__reduce_ex__(5)
+        if not isinstance(reduced, tuple) or len(reduced) < 3 or _is_code(thing):
+            return reduced
+        make, args, state, *more = reduced
+        states, ours = state if isinstance(state, tuple) else (state,), _travels(kind.__module__)
+        _, first = self.seen.setdefault(id(thing), (thing, {
+            name for each in states if type(each) is dict for name in each if each[name] is not None}))
+        compiled = id(thing) in self.parts and isinstance(state, tuple) and not getattr(thing, '__dict__', 0)
+
+        def counts(name):
+            return not isinstance(name, str) or 'cache' not in name.lower() and (
+                ours or name[:1] != '_' or name in first) and not isinstance(
+                inspect.getattr_static(kind, name, None), functools.cached_property)
+        kept = []
+        for each in states:
+            if type(each) is dict:
+                each = {name: each[name] for name in each if counts(name)} or None
+                self.parts.update(map(id, () if ours or each is None else each.values()))
+            if each is not None and not (compiled and type(each) in (int, float)):
+                kept.append(each)
+        return make, args, kept, *more
+
+
+def _look(thing, seen):
+    """A digest of what _Look sees, without a copy of the arrays in it. What it cannot see has changed."""
     digest = hashlib.sha256()
-    with contextlib.suppress(Exception):        # dumps() says why
-        digest.update(dumps(thing, buffer_callback=lambda buffer: digest.update(buffer.raw())))
-    return digest.digest()
+    try:
+        with io.BytesIO() as file:
+            _Look(file, seen, buffer_callback=lambda buffer: digest.update(buffer.raw())).dump(thing)
+            digest.update(file.getvalue())
+        return digest.digest()
+    except Exception as error:          # where it matters, dumps() says why
+        log.debug('otherArgs cannot be compared: %s', describe(error))
+        return secrets.token_bytes(8)
 
 
 @functools.lru_cache(maxsize=2)
@@ -2960,7 +3025,8 @@ class _Apply:
         self.run = run = usable[-1] if usable else _new_run(workers, **options)
         self.own = not usable
         self.userFunction = self.otherArgs = self.compute = None
-        self.copies = {}                        # of otherArgs, by block
+        self.changes = {}                       # in otherArgs, by block: attributes, and names of those gone
+        self.changed = {}                       # names of all that are changed in any block
         self.blocks = blocks = {}               # by future, in the order of submit()
 
         def end():
@@ -2975,7 +3041,8 @@ class _Apply:
 
     def begin(self, function, userFunction, otherArgs):
         """Take a _Function and what the caller gave to the workers."""
-        with contextlib.suppress(AttributeError):
+        function.comes_back = getattr(otherArgs, 'otherArgsList', ()) is not None
+        if function.comes_back and hasattr(otherArgs, 'otherArgsList'):
             del otherArgs.otherArgsList         # of an earlier apply()
         run, known, definitions = self.run, (), [[], []]
         if otherArgs is not None:
@@ -3009,20 +3076,64 @@ class _Apply:
         result, changed = future.result()
         block = self.blocks.pop(future)
         if changed:
-            if not self.copies:
-                log.warning('The user function changes otherArgs. Each block has a copy of its own, and what '
-                            'apply() was given stays as it is. The changed copies will be in the list '
-                            'otherArgs.otherArgsList: sum(each.total for each in otherArgs.otherArgsList).')
-            self.copies[block], = pickle.loads(changed)
+            self.changes[block] = changed, gone = pickle.loads(changed)
+            self.changed.update(dict.fromkeys([*changed, *gone]))
+            if len(self.changes) == 1:
+                log.warning('The user function changes %s. Each block has a copy of its own, and what '
+                            'apply() was given stays as it is. At its end it says how to add up the copies.',
+                            self._names())
         return result
 
+    def _names(self):
+        return ', '.join(f'otherArgs.{name}' if name else 'otherArgs' for name in self.changed)
+
     def give_copies(self):
-        """Give the caller the changed copies of otherArgs, in the order of the blocks (list)."""
-        copies = [self.copies[block] for block in sorted(self.copies)]
-        if copies:
+        """
+        Give the caller the copies of otherArgs that blocks have changed, in the order of the blocks (list);
+        without such a block, the caller's own. It becomes otherArgs.otherArgsList, unless that is None.
+        """
+        if self.otherArgs is None:
+            return []
+        copies = self._copies() or [self.otherArgs]
+        if getattr(self.otherArgs, 'otherArgsList', ()) is not None:
             with contextlib.suppress(AttributeError):
                 self.otherArgs.otherArgsList = copies
+        if self.changes and not self.blocks:        # otherwise there was an error
+            text = self._what_changed(copies)
+            log.warning('%s', text)
+            self.run.report.note('told', text=text)
         return copies
+
+    def _copies(self):
+        """Those that blocks have changed. What no block has changed they have in common with the caller's."""
+        own, copies = _attributes(self.otherArgs), []
+        fresh = dumps({name: own[name] for name in self.changed if name in own})
+        for changed, gone in map(self.changes.get, sorted(self.changes)):
+            each = changed[''] if '' in changed else copy.copy(self.otherArgs)
+            if '' not in changed:
+                vars(each).update({**pickle.loads(fresh), **changed})
+                for name in gone:
+                    del vars(each)[name]
+            copies.append(each)
+        return copies
+
+    def _what_changed(self, copies):
+        """A warning for the end: what otherArgs lacks of what blocks have changed, and how it gets that."""
+        name, *_ = self.changed
+        text = (f'The user function has changed {self._names()} in {len(copies)} of the blocks, each time in '
+                'a copy, and apply() has left yours as it was. ')
+        if not name:
+            return text + 'The copies are lost, since it is no object of the class applier.OtherInputs.'
+        values, own = [vars(each).get(name) for each in copies], vars(self.otherArgs)
+        had = _brief(own[name]) if name in own else 'not there'
+        each = f'each.{name} for each in otherArgs.otherArgsList'
+        would, line = f'{_brief(values[0])} in the first copy', f'[{each}]'
+        for start, adding in (0, f'sum({each})'), ([], f'sum(({each}), [])'):
+            with contextlib.suppress(Exception):        # not all can be added up
+                would, line = f'{_brief(sum(values, start))} as a sum', adding
+                break
+        return text + (f'otherArgs.{name} is {had}, and would be {would}. The line to add below apply(): '
+                       f'otherArgs.{name} = {line}')
 
 
 # RIOS takes the class that was defined last, so its own retired one of the same name comes first.
@@ -3086,10 +3197,10 @@ class AWSBatchJobManager(_from_rios('rios.parallel.jobmanager', 'JobManager')):
 
     def finalise(self):
         """End the run, when RIOS has processed all blocks."""
+        self._apply.give_copies()
         self._apply.end()
         if self._apply.blocks:
             raise AWSBatchException('RIOS has ended, but some of the last blocks are not written.')
-        self._apply.give_copies()
 
 
 def _is_remote(file):

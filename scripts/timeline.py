@@ -134,6 +134,7 @@ class Run:
         self.run, self.vcpu_hour = records['run'][0], vcpu_hour
         self.end = records['end'][0] if records['end'] else None        # the script was killed, or still runs
         self.blocks, self.taken, self.lost = records['block'], records['taken'], records['lost']
+        self.told = [told['text'] for told in records['told']]
         # SQS may bring an answer twice.
         answered = {(block['id'], block['started']) for block in self.blocks}
         self.unwanted = [block for block in records['unwanted'] if block.get('started') and
@@ -382,6 +383,8 @@ class Run:
             yield '  failures     {}, such as {}: {}'.format(
                 count(len(self.failed), 'block'), self.failed[0]['label'],
                 first_line(self.failed[0]['error']))
+        for told in self.told:
+            yield '  note         ' + told
         yield '  worker time  ' + ', '.join(
             '{:.0%} {}'.format(self.shares[phase], name) for phase, (_, name) in PHASES.items()
             if self.shares[phase] >= 0.005)

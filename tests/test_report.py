@@ -329,7 +329,7 @@ def test_main_script_may_be_busy_long_after_the_last_block(tmp_path, script):
 def test_worker_that_replaces_another_has_its_lane(tmp_path, script, again):
     run = script.Run(made_up(tmp_path, 2, [[1.0] * 3, [1.0] * 8], more=[
         {'is': 'lost', 'worker': '0', 'time': 6.0, 'why': 'Host EC2 (instance i-1) terminated.'},
-        {'is': 'up', 'worker': again, 'time': 8.0},
+        {'is': 'up', 'worker': again, 'time': 8.0}, {'is': 'told', 'text': 'What is lost.'},
         block(20, again, [5, 5, 8, 8, 8, 9, 9, 9, 9])]) / 'x.jsonl')
     assert [[stay['worker'] for stay in lane] for lane in run.lanes] == [['0', again], ['1']]
     assert [len(stay['blocks']) for stay in run.stays if stay['worker'] in ('0', again)] == [3, 1]
@@ -337,6 +337,7 @@ def test_worker_that_replaces_another_has_its_lane(tmp_path, script, again):
     assert (6.0, 8.0, 'gap') in phases and (5.0, 6.0, 'lost') in phases
     assert run.vcpu_hours() == pytest.approx(2 * (4 + 2 * (run.ended - 5)) / 3600)
     assert any('1 worker: Host EC2' in line for line in run.summary())
+    assert '  note         What is lost.' in run.summary()
 
 
 @pytest.mark.parametrize('behind', [-7.0, 0.0, 7.0])

@@ -48,14 +48,15 @@ class Bar(cuiprogress.CUIProgressBar):
         print('progress', progress, flush=True)
         super().setProgress(progress)
 
-def apply(userFunction, options, table=None):
+def apply(userFunction, options, **more):
     infiles, outfiles = applier.FilenameAssociations(), applier.FilenameAssociations()
     # Whole paths, as workers that read have a working folder of their own.
     infiles.image, infiles.shapes = os.path.abspath('image.tif'), os.path.abspath('shapes.geojson')
     infiles.others = [os.path.abspath('other0.tif'), os.path.abspath('other1.tif')]
     outfiles.sums, outfiles.parts = 'sums.tif', ['part0.tif', 'part1.tif']
     otherArgs = applier.OtherInputs()
-    otherArgs.gain, otherArgs.blocks, otherArgs.table = 3, [], table
+    otherArgs.gain, otherArgs.blocks = 3, []
+    vars(otherArgs).update(more)
     controls = applier.ApplierControls()
     controls.setWindowXsize({block})
     controls.setWindowYsize({block})
@@ -73,10 +74,11 @@ def apply(userFunction, options, table=None):
     returned = applier.apply(userFunction, infiles, outfiles, otherArgs, controls=controls)
     print(json.dumps({{
         'blocks': otherArgs.blocks,
-        'copies': [each.blocks for each in getattr(otherArgs, 'otherArgsList', [])],
+        'copies': [each.blocks for each in getattr(otherArgs, 'otherArgsList', None) or []],
         'returned': [each.blocks for each in returned.otherArgsList] if returned else None,
         'timings': returned.timings.formatReport() if returned else None,
         'names': sorted(returned.timings.pairs) if returned else None}}))
+    return otherArgs
 
 def everything(info, inputs, outputs, otherArgs):
     """Uses the neighbours of a pixel, all inputs, and otherArgs in and out."""
@@ -256,7 +258,10 @@ def test_outputs_progress_and_timings_are_those_without_concurrency(source, styl
     assert returned['copies'] == [[block] for block in alone['blocks']]
     assert len(returned['copies']) == BLOCKS and returned['blocks'] == []
     assert returned['returned'] in (None, returned['copies'])
-    assert err.count('otherArgs.otherArgsList: sum(') == 1
+    # A warning says so at once, and again at the end.
+    assert err.count('changes otherArgs.blocks. ') == err.count('has changed otherArgs.blocks in 12 of the blocks') == 1
+    assert 'otherArgs.blocks is [], and would be [[' in err
+    assert err.count('otherArgs.blocks = sum((each.blocks for each in otherArgs.otherArgsList), [])') == 1
     # RIOS's own progress bar, and its report of timings, which RIOS 1.4 does not have.
     shown = [int(number) for number in re.findall(r'^progress (\d+)', out, re.MULTILINE)]
     assert shown[-1] == 100 and len(set(shown)) >= 3
@@ -303,13 +308,106 @@ def spoil(info, inputs, outputs, otherArgs):
     otherArgs.table.values[:] = 1
     everything(info, inputs, outputs, otherArgs)
 
-apply(look, options, Table())
+apply(look, options, table=Table())
 pickled = sys.pickled
-apply(spoil, options, Table())
+apply(spoil, options, table=Table())
 print(pickled)
 ''', usual(source))
     assert (status, out.splitlines()[-1:]) == (0, ['1']), err
     assert_nothing_left(source, out, runs=2)
+
+
+OTHER_ARGS = r'''
+import functools, io, types
+class Model:
+    """Remembers what it was asked."""
+    def __init__(self):
+        self.weights, self.answer_cache = np.ones(300000), {}
+    @functools.cached_property
+    def inverse(self):
+        return 1 / self.weights
+class Tally:
+    _count = None
+
+def starting():
+    return dict(
+        model=Model(), package=types.SimpleNamespace(_index=None, file=io.BytesIO(b'kept')), table={1: [2]},
+        number=0, grid=np.zeros(9), tally=Tally(), deep={'a': [types.SimpleNamespace(n=0)]}, mean=[1.5],
+        other_package=types.SimpleNamespace(_n=0), inner=types.SimpleNamespace(file=io.BytesIO(b'kept')),
+        file=io.BytesIO(b'read'), gone=1, rare=types.SimpleNamespace(n=0))
+
+def asks(info, inputs, outputs, otherArgs):
+    mine = applier.OtherInputs()
+    mine.gain, mine.blocks = otherArgs.gain, []
+    everything(info, inputs, outputs, mine)
+    otherArgs.model.inverse, otherArgs.table[1]
+    otherArgs.model.answer_cache[1] = 2
+    otherArgs.package._index = otherArgs.package.file.read()
+    otherArgs.number += 0
+
+def changes(info, inputs, outputs, otherArgs):
+    asks(info, inputs, outputs, otherArgs)
+    otherArgs.number += 2
+    otherArgs.grid[3] = 1
+    otherArgs.tally._count = 1
+    otherArgs.deep['a'][0].n += 1
+    otherArgs.mean[:] = [2.5]
+    otherArgs.other_package._n += 1
+    otherArgs.inner.file.write(b'x')
+    otherArgs.file.read()
+    otherArgs.new = 7
+    del otherArgs.gone
+    if info.getBlockCount() == (0, 0):
+        otherArgs.rare.n = 4
+
+def keeps(info, inputs, outputs, otherArgs):
+    everything(info, inputs, outputs, otherArgs)
+    print('kept', len(otherArgs.blocks))
+
+with rios_awsbatch.AWSBatchExecutor(1):
+    mine = apply(asks, options, **starting())
+    assert mine.otherArgsList == [mine]
+    print('now the changes', file=sys.stderr)
+    mine = apply(changes, options, **starting())
+    print('no more', file=sys.stderr)
+    each, *_ = mine.otherArgsList
+    print(each.number, each.grid[3], each.tally._count, each.deep['a'][0].n, each.mean, each.other_package._n,
+          each.file.tell(), each.new, hasattr(each, 'gone'), each.rare.n)
+    assert (mine.number, mine.grid.any(), mine.gone, mine.tally._count) == (0, False, 1, None)
+    assert all(each.model is mine.model and each.table is mine.table for each in mine.otherArgsList)
+    assert len({id(each.rare) for each in [mine, *mine.otherArgsList]}) == 1 + len(mine.otherArgsList)
+    print(sum(each.rare.n for each in mine.otherArgsList))
+    mine = apply(keeps, options, otherArgsList=None)
+    assert mine.otherArgsList is None
+'''
+
+
+@every()
+def test_attributes_of_other_args_come_back_that_were_changed_and_not_only_asked(source, folder):
+    report = folder / 'report'
+    status, out, err = run(source, folder, CONCURRENT + SCRIPT + OTHER_ARGS, usual(source),
+                           RIOS_AWSBATCH_REPORT=str(report), RIOS_AWSBATCH_WORKER_OUTPUT='1')
+    assert status == 0, err
+    asked, changed, kept = re.split('now the changes|no more', err)
+    assert 'otherArgs' not in asked
+    named = 'number grid tally deep mean other_package inner file new gone rare'.split()
+    first, last = re.findall(r'function (?:changes|has changed) ((?:otherArgs\.\w+(?:, )?)+)', changed)
+    assert sorted(re.findall(r'\.(\w+)', last)) == sorted(named)
+    assert set(re.findall(r'\.(\w+)', first)) >= set(named) - {'rare'}
+    assert f'otherArgs.number is 0, and would be {2 * BLOCKS} as a sum. The line to add below apply(): ' in changed
+    assert 'otherArgs.number = sum(each.number for each in otherArgs.otherArgsList)' in changed
+    assert '\n2 1.0 1 1 [2.5] 1 4 7 False 4\n4\n' in out
+    # A list there always is; RIOS 2 has it, too.
+    returned = [json.loads(line) for line in out.splitlines() if line.startswith('{')]
+    assert [len(each['copies']) for each in returned] == [1, BLOCKS, 0]
+    assert [len(each['returned'] or '') for each in returned] == ([1, BLOCKS, 1] if source.is_2 else [0, 0, 0])
+    # A worker keeps its copy where nothing is to come back, and nothing is said.
+    assert sorted(map(int, re.findall(r"keeps\(.*\): kept (\d+)", kept))) == list(range(1, BLOCKS + 1))
+    assert 'otherArgs' not in kept
+    # The model has travelled one way only. What was said at the end is in the report.
+    records = [json.loads(line) for path in report.iterdir() for line in path.read_text().splitlines()]
+    assert max(record['bytes_out'] for record in records if record['is'] == 'block') < 10**6
+    assert [record['text'] in err for record in records if record['is'] == 'told'] == [True]
 
 
 @every()
