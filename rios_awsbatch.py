@@ -1098,8 +1098,9 @@ MESSAGES = {
     'hello': ('main', 'worker attempt'),
     # It cannot work for this main script, since mismatch() says so.
     'misfit': ('main', 'worker text'),
-    # It has ended, as it should: `requests` are those that it has made (counts by operation).
-    'bye': ('main', 'worker requests'),
+    # It has ended, as it should: `requests` are those that it has made (counts by operation), `files` what
+    # functions have left in its working folder (names).
+    'bye': ('main', 'worker requests files'),
     # Something for the log of the main script; something for which no worker of the run will ever answer.
     'note': ('main', 'worker text'),
     'broken': ('main', 'worker text'),
@@ -2062,6 +2063,7 @@ class _Keeper:
         self.unanswered = 0                 # ends since the last answer, as verdict() counts them
         self.answered = 0                   # calls, when that was looked at last
         self.ends = collections.deque(maxlen=5)     # what Batch said of lost ones: (sentence, job id)
+        self.files = set()                  # names of those that functions have left in workers
 
     # For other threads
 
@@ -2167,6 +2169,7 @@ class _Keeper:
             self.leaving = max(0, self.leaving - 1)
             self._down(worker)
             self.channel.requests.update(bye.requests)
+            self.files.update(bye.files or ())
             self.run.report.note('ended', worker=worker.number, time=time.time())
 
     def _down(self, worker):
@@ -2516,6 +2519,11 @@ class _Run:
         if self.life.closing:
             self.keeper.tell(None)          # it may have been the last one
 
+    def tell(self, text):
+        """Warn the user, in the log and in the report."""
+        log.warning('Run %s: %s', self.id, text)
+        self.report.note('told', text=text)
+
     def stats(self):
         """See :meth:`AWSBatchExecutor.stats`."""
         answers = self.calls.answers.copy()
@@ -2599,6 +2607,11 @@ class _Run:
             return
         with self._only_logged('stopping the workers'):
             self.keeper.stop(orderly)
+        files = sorted(self.keeper.files)
+        if files:
+            names = ', '.join(files[:10] + ['...'] * (len(files) > 10))
+            self.tell(f'What functions have written to {names} is gone, as it was in the working folder of a '
+                      'worker. Return it, or write it to S3 (/vsis3/BUCKET/NAME).')
         self.life.ended.set()
         self.outbox.close()
         for thread in self.threads[:1 + PREPARERS]:     # what one writes now is to be deleted, too
@@ -3099,9 +3112,7 @@ class _Apply:
             with contextlib.suppress(AttributeError):
                 self.otherArgs.otherArgsList = copies
         if self.changes and not self.blocks:        # otherwise there was an error
-            text = self._what_changed(copies)
-            log.warning('%s', text)
-            self.run.report.note('told', text=text)
+            self.run.tell(self._what_changed(copies))
         return copies
 
     def _copies(self):
@@ -3372,6 +3383,8 @@ class AWSBatchComputeWorkerMgr(_from_rios('rios.computemanager', 'ComputeWorkerM
                     raise AWSBatchException('A block could not be read.') from None
             except Exception as error:
                 self.exceptionQue.put(WorkerErrorRecord(error, 'compute'))
+                # It leads to RIOS's frame, which keeps the error, and so would stay with a temporary folder.
+                self.ending.callback(setattr, error, '__traceback__', None)
                 raise
 
     def shutdown(self):

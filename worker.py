@@ -41,6 +41,7 @@ BLOBS = 8               # functions and shared data that a computer keeps
 TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
+FILES = 20              # names of files that functions have left behind
 EXIT_AGAIN = 128 + signal.SIGTERM       # ended from outside: for the run that is no sign of a fault
 
 log = logging.getLogger('worker')
@@ -356,6 +357,7 @@ class Worker:
         self.process, self.pipe, self.memory_kills = process, pipe, 0       # the computer: of the main thread
         self.hands = Hands()
         self.outbox = rios_awsbatch.Mailbox()   # tasks that are answered; None is the end
+        self.files = working_folder()           # before any function had it
 
     def run(self):
         """Work until there is no more to do."""
@@ -385,7 +387,8 @@ class Worker:
             self.outbox.put(None)
             threads[0].join(5)
             self.channel.hide(self.hands.receipts(), 0)     # what is not answered is given back
-        self._say('bye', requests=dict(self.channel.requests))
+        self._say('bye', requests=dict(self.channel.requests),
+                  files=sorted(working_folder() - self.files)[:FILES])
 
     def _compute(self, task):
         """Have one call computed, and its result or its exception sent."""
@@ -529,6 +532,13 @@ class Worker:
         """Tell the main script something that is not an answer."""
         said = rios_awsbatch.Message(kind, worker=self.number, **fields)
         self.channel.send(self.channel.out_queue, [self.channel.seal(said)[0]])
+
+
+def working_folder():
+    """The names that are in it (set). It is the home folder, too, where libraries have files like .cache."""
+    with contextlib.suppress(OSError):
+        return {name for name in os.listdir() if not name.startswith('.')}
+    return set()
 
 
 def guarded(work):

@@ -514,6 +514,21 @@ def test_output_of_a_call_is_all_that_it_and_its_children_write(monkeypatch, cap
         assert ': ' + text in said or text + '\n' in said, said
 
 
+def test_files_that_functions_leave_in_their_workers_are_named_once_at_the_end(caplog):
+    def tile(x):
+        for name in ('table.csv', '.hidden', 'made/for-all.txt'):
+            os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
+            with open(name, 'a') as file:
+                file.write(str(x))
+        time.sleep(0.2)
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        list(executor.map(tile, range(6)))
+        assert 'table.csv' not in caplog.text
+    said, = [record.getMessage() for record in caplog.records if 'table.csv' in record.getMessage()]
+    assert 'functions have written to made, table.csv is gone' in said and '/vsis3/' in said
+
+
 def test_lease_tells_how_a_run_is_doing():
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         list(executor.map(square, range(7)))
