@@ -623,6 +623,23 @@ def test_extra_parameters_and_barrier_time_out_are_obeyed(source, folder):
 
 
 @every(one=False)
+def test_readers_wait_while_a_run_takes_long_to_start(source, folder):
+    """RIOS fills its buffer before it starts workers, and gives up when there is no room for so many seconds."""
+    _, expected = without_concurrency(source, folder)
+    _, err = succeed(source, folder, CONCURRENT + r"""
+import os, time
+import boto3
+latency = [2.5] * 3             # of the first requests
+boto3.setup_default_session(**{name: os.environ[name.upper()] for name in (
+    'aws_access_key_id', 'aws_secret_access_key')})
+boto3.DEFAULT_SESSION.events.register('before-send', lambda **request: time.sleep(latency.pop() if latency else 0))
+""" + SCRIPT + EVERYTHING + 'assert not latency\n', style(
+        numComputeWorkers=1, computeWorkersRead=False, numReadWorkers=2, readBufferInsertTimeout=5))
+    found = results(folder)
+    assert all(numpy.array_equal(expected[name], found[name]) for name in expected)
+
+
+@every(one=False)
 def test_extra_parameters_inside_a_with_statement_are_refused(source, folder):
     """Its workers are there already."""
     status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + """
