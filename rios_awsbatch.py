@@ -58,6 +58,7 @@ import contextlib
 import copy
 import copyreg
 import dataclasses
+import difflib
 import enum
 import functools
 import graphlib
@@ -1105,9 +1106,10 @@ MESSAGES = {
     'note': ('main', 'worker text'),
     'broken': ('main', 'worker text'),
     # The end of a call. The payload is the pickled result, or (exception, traceback); 'lost' has a text.
-    # `output` is what the call has printed (lines); the others are the times of its way (s).
+    # `output` is what the call has printed (lines), `initialized` what the initializer took before it (s);
+    # the others are the times of its way (s).
     **dict.fromkeys(('result', 'error', 'lost'), (
-        'main', 'worker id tries text output received downloaded started computed uploaded'))}
+        'main', 'worker id tries text output received downloaded initialized started computed uploaded'))}
 
 
 class Message:
@@ -1848,7 +1850,8 @@ class _Inbox:
         """Settle the call that an answer belongs to."""
         call = self.calls.get(answer.id)
         times = {name: getattr(answer, name) for name in (
-            'id', 'worker', 'tries', 'received', 'downloaded', 'started', 'computed', 'uploaded')}
+            'id', 'worker', 'tries', 'received', 'downloaded', 'initialized', 'started', 'computed',
+            'uploaded')}
         times['arrived'] = time.time()
         if call is None:            # answered before by another worker, or cancelled
             self.run.report.note('unwanted', **times)
@@ -2716,6 +2719,14 @@ def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory
     return run
 
 
+def _did_you_mean(name):
+    """An end for a sentence about an argument that AWSBatchExecutor has not."""
+    units = {'memory': 'memory (MiB)', 'timeout': 'timeout (seconds)'}
+    known = ['max_workers', *inspect.getfullargspec(AWSBatchExecutor).kwonlyargs]
+    return ''.join(f': did you mean {units.get(like, like)}?'
+                   for like in difflib.get_close_matches(name, known, 1))
+
+
 class AWSBatchExecutor(concurrent.futures.Executor):
     """
     Runs calls in worker containers on AWS Batch.
@@ -2743,12 +2754,14 @@ class AWSBatchExecutor(concurrent.futures.Executor):
 
     Raises:
         ValueError: an argument is not a whole number above zero, or one that AWS does not know.
-        TypeError: initializer is not callable.
+        TypeError: initializer is not callable, or there is no argument of that name.
         AWSBatchException: the stack or the image is not there, or AWS cannot be used. Nothing was started.
     """
 
     def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
-                 timeout=None, job_definition=None, copies=True):
+                 timeout=None, job_definition=None, copies=True, **unknown):
+        for name in unknown:
+            raise TypeError(f'AWSBatchExecutor has no argument {name!r}{_did_you_mean(name)}')
         try:
             self._run = _new_run(
                 max_workers, initializer, initargs, vcpus, memory, timeout, job_definition, copies)
@@ -3034,7 +3047,7 @@ class _Apply:
         known = inspect.getfullargspec(AWSBatchExecutor).kwonlyargs
         for name in set(options).difference(known):
             raise ValueError(f'computeWorkerExtraParams of CW_AWSBATCH may have {", ".join(known)}, not '
-                             f'{name}.')
+                             f'{name}{_did_you_mean(name)}')
         self.run = run = usable[-1] if usable else _new_run(workers, **options)
         self.own = not usable
         self.userFunction = self.otherArgs = self.compute = None

@@ -507,7 +507,8 @@ def test_missing_module_names_the_variable_to_set(kept):
     def needs():
         import skimage_of_nowhere
         return skimage_of_nowhere
-    with pytest.raises(rios_awsbatch.AWSBatchException, match="No module named 'skimage_of_nowhere'.*PIP_PACKAGES"):
+    said = "No module named 'skimage_of_nowhere'.*PIP_PACKAGES.*local.sh: .*pip install skimage_of_nowhere"
+    with pytest.raises(rios_awsbatch.AWSBatchException, match=said):
         kept.submit(needs).result(PATIENCE)
 
 

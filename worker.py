@@ -72,12 +72,8 @@ class Computer:
         except BaseException as error:
             return self.pipe.send(('broken', explained(error, 'The initializer')[1]))
         while True:
-            answer = self.compute(*call)
-            for stream in sys.stdout, sys.stderr:
-                with contextlib.suppress(Exception):        # it may be closed, or something else
-                    stream.flush()
-            self.pipe.send(answer)
-            call = answer = None
+            self.send(self.compute(*call))
+            call = None
             call = self.pipe.recv()
 
     def initialize(self, call):
@@ -85,6 +81,14 @@ class Computer:
             self.switch(call.gdal)
             initializer, initargs, _ = self.unpacked(self.fetch(self.settings.initializer))
             initializer(*initargs)
+            self.send(('initialized', b''))
+
+    def send(self, answer):
+        """Send it after all that was printed."""
+        for stream in sys.stdout, sys.stderr:
+            with contextlib.suppress(Exception):        # it may be closed, or something else
+                stream.flush()
+        self.pipe.send(answer)
 
     def fetch(self, digest):
         """What the main script has stored for all workers (bytes)."""
@@ -184,8 +188,9 @@ def what_to_do(error, label):
         how = 'Build the image again with RIOS in it: "RIOS_VERSION=... scripts/build.sh".'
     else:
         how = (f'If it is a package, build the image again with it, as in "PIP_PACKAGES={name} '
-               'scripts/build.sh" or with its Debian package in EXTRA_PACKAGES. If it is a module of your '
-               f'own, call cloudpickle.register_pickle_by_value({name}) in the main script.')
+               'scripts/build.sh" or with its Debian package in EXTRA_PACKAGES. (With scripts/local.sh: '
+               f'".venv/bin/pip install {name}".) If it is a module of your own, call '
+               f'cloudpickle.register_pickle_by_value({name}) in the main script.')
     return f'{told} in the worker\'s image. {how}'
 
 
@@ -425,8 +430,17 @@ class Worker:
                 self.pipe.send(self.channel.fetch(self.channel.shared(data), data))
             elif kind == 'broken':
                 self._break_off('A worker\'s initializer failed:\n' + data)
+            elif kind == 'initialized':     # the call begins now
+                began, task.answer.started = task.answer.started, time.time()
+                task.answer.initialized = task.answer.started - began
+                self._tell_output('the initializer')
             elif kind != 'ready':
                 return kind, data
+
+    def _tell_output(self, whose):
+        lines = self.printed.take() if self.printed else []
+        if lines:
+            self._say('note', text='\n'.join([whose + ':', *lines]))
 
     def _break_off(self, text):
         self._say('broken', text=text)

@@ -73,6 +73,10 @@ def main():
         image = gdal.Open(source)
         # An image whose place cannot be kept is an error now, not in the workers.
         blocks.place(gdal.GetDriverByName('MEM').Create('', 1, 1), image)
+        for path in (*args.input, args.output):
+            if not path.startswith('/vsi'):
+                raise ValueError(f'{path} is on this computer, where workers do not see it: take a place on '
+                                 'S3, s3://BUCKET/NAME')
         windows = blocks.windows(image, args.blocksize)
         pieces = [f'{args.output}/{pieces_s3.name(window)}' for window in windows]
         if args.cog and len(pieces) > cog_s3.MOST_PIECES:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """
 A picture of what went in and what came out, drawn with GDAL alone: the image in false colour (near
-infrared, red and green shown as red, green and blue: vegetation is red), its NDVI, its texture.
+infrared, red and green shown as red, green and blue: vegetation is red), its NDVI (vegetation is green), its
+texture (what is bright is rough).
 
     preview.py landsat7_olinda.tif texture.tif texture.png
 """

@@ -61,7 +61,7 @@ def main():
     print(f'{args.output}: {len(windows)} blocks in {seconds:.1f} s {by}')
     if args.preview:
         preview.write(args.input, (args.nir, args.red, args.green), args.output, args.preview)
-        print(f'{args.preview}: false colour, NDVI, texture')
+        print(f'{args.preview}: false colour (plants red), NDVI (green), texture (rough is bright)')
     if args.check:
         check(args.output, windows, lambda window: work(blocks.read(image, window, margin, bands)))
 

@@ -45,6 +45,7 @@ AT_WORKER = ('received', 'downloaded', 'started', 'computed', 'uploaded')
 # What the time of the workers goes to: colour, and name in the picture and the summary.
 PHASES = {
     'compute': ('#2f6db3', 'computing'),
+    'initialize': ('#74c4c4', 'initializer'),
     'download': ('#f0a030', 'downloading arguments'),
     'upload': ('#8e5bb5', 'uploading results'),
     'queue': ('#e8d44d', 'handing over blocks'),
@@ -86,6 +87,9 @@ ADVICE = {
         'Workers waited {end:.0%} of the time for the last blocks (the longest took {longest}, the median '
         '{median}): submit slow blocks first, take smaller blocks, or a number of workers that shares them '
         'evenly.',
+    'initialize':
+        'Workers were in their initializer for {initialize:.0%} of the time ({first} each): take fewer, or '
+        'make it quicker, for instance with what it loads in the image.',
     'away':
         'Workers were not up for {away:.0%} of the time, which is short for so many: take fewer. '
         '"scripts/status.sh" says why one does not come up.',
@@ -230,7 +234,8 @@ class Run:
                 until(min(uploaded, block['started']), 'upload')
                 until(block['received'], 'wait')
                 until(block['downloaded'], 'download')
-                until(block['started'], 'wait')
+                until(block['started'] - (block.get('initialized') or 0), 'wait')
+                until(block['started'], 'initialize')
                 until(block['computed'], 'compute' if block['is'] == 'block' else 'unwanted')
                 uploaded = block['uploaded']
             until(uploaded, 'upload')
@@ -274,6 +279,21 @@ class Run:
 
     def compute_seconds(self):
         return [block['computed'] - block['started'] for block in self.computed] or [0.0]
+
+    def initializing(self):
+        """Seconds that a worker was in its initializer (median); 0 without one."""
+        return statistics.median(
+            [block['initialized'] for block in self.computed if block.get('initialized')] or [0.0])
+
+    def percents(self):
+        """What the workers' time went to, in whole percents that add up to 100 (dict by phase)."""
+        whole = max(1e-9, sum(self.shares.values()))
+        exact = {phase: 100 * share / whole for phase, share in self.shares.items()}
+        percents = {phase: int(share) for phase, share in exact.items()}
+        missing = 100 - sum(percents.values())
+        for phase in sorted(exact, key=lambda phase: percents[phase] - exact[phase])[:missing]:
+            percents[phase] += 1
+        return percents
 
     def busy(self, records, first, last):
         """The share of the time in which the main script was between two times of any of these records."""
@@ -326,8 +346,13 @@ class Run:
                 span(self.first_up), span(self.seconds))
         # No more than there are blocks for, and than the main script has time for.
         most = min(blocks // BLOCKS_PER_WORKER, int(workers / max(self.writing, 1e-6)))
+        first, cost = self.initializing(), ''
+        if first:               # with so many, each would be as long in its initializer as at its blocks
+            most = min(most, int(sum(self.compute_seconds()) / first))
+            cost = ' (each is {} in its initializer first)'.format(span(first))
         if most > workers:
-            return text + 'more workers would help, up to about {:,} with blocks of this size.'.format(most)
+            return text + 'more workers would help, up to about {:,} with blocks of this size{}.'.format(
+                most, cost)
         return text + ('more workers would help, with smaller blocks: {} have only {:.1f} blocks each to '
                        'share.'.format(workers, blocks / workers))
 
@@ -337,7 +362,7 @@ class Run:
         sizes = [block['bytes_in'] + block['bytes_out'] for block in self.computed]
         figures = dict(
             shares, moving=shares['download'] + shares['upload'],
-            gone=shares['lost'] + shares['unwanted'] + shares['gap'],
+            first=span(self.initializing()), gone=shares['lost'] + shares['unwanted'] + shares['gap'],
             writing=self.writing, collecting=self.busy(self.blocks, 'arrived', 'collected'),
             mean=span(mean), longest=span(max(times)), median=span(statistics.median(times)),
             overhead=span(overhead), size=size_of(statistics.fmean(sizes)),
@@ -345,6 +370,7 @@ class Run:
         large = statistics.median(sizes) > self.run['inline_bytes']
         losses = {'writing': shares['writing'], 'unsent': shares['unsent'], 'none': shares['none'],
                   'end': shares['end'], 'away': shares['away'], 'lost': figures['gone'],
+                  'initialize': shares['initialize'],
                   'short': shares['queue'] + (0 if large else figures['moving']),
                   'moving': figures['moving'] if large else 0}
         worst = 'writing' if figures['writing'] > BUSY else max(losses, key=losses.get)
@@ -385,9 +411,9 @@ class Run:
                 first_line(self.failed[0]['error']))
         for told in self.told:
             yield '  note         ' + told
+        percents = self.percents()
         yield '  worker time  ' + ', '.join(
-            '{:.0%} {}'.format(self.shares[phase], name) for phase, (_, name) in PHASES.items()
-            if self.shares[phase] >= 0.005)
+            '{}% {}'.format(percents[phase], name) for phase, (_, name) in PHASES.items() if percents[phase])
         if self.taken:
             yield ('  main script  busy with results for {:.0%} of the time; what it writes after the last '
                    'is in no report'.format(self.writing))
@@ -533,14 +559,14 @@ def draw_marks(axes, run):
 def draw_bar(axes, run):
     """What the workers' time went to, from the first worker up to the last block."""
     left = 0
-    for phase, (colour, name) in PHASES.items():
-        share = run.shares[phase]
-        if share < 0.005:
+    for phase, percent in run.percents().items():
+        (colour, name), share = PHASES[phase], percent / 100
+        if not percent:
             continue
-        axes.barh(0, share, left=left, color=colour, label='{} {:.0%}'.format(name, share), linewidth=0.4,
+        axes.barh(0, share, left=left, color=colour, label='{} {}%'.format(name, percent), linewidth=0.4,
                   edgecolor='#888888', hatch='////' if phase in ('away', 'gap') else None)
         if share > 0.04 and phase not in ('away', 'gap'):
-            axes.text(left + share / 2, 0, '{:.0%}'.format(share), ha='center', va='center', fontsize=10,
+            axes.text(left + share / 2, 0, '{}%'.format(percent), ha='center', va='center', fontsize=10,
                       color='white' if phase in ('compute', 'upload', 'unsent', 'lost') else 'black')
         left += share
     axes.set_xlim(0, 1)

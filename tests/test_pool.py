@@ -478,15 +478,27 @@ def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):
 # What a user sees of it
 # ---------------------------------------------------------------------------------------------
 
-def test_output_of_workers_comes_home_when_asked_for(monkeypatch, caplog):
+def test_output_of_workers_comes_home_when_asked_for(monkeypatch, caplog, tmp_path):
+    """That of an initializer is its own, and so is the time that it takes."""
     monkeypatch.setenv('RIOS_AWSBATCH_WORKER_OUTPUT', '1')
+    monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path))
+
+    def load():
+        print('the model is there')
+        time.sleep(0.5)
 
     def tile(x):
         for n in range(1000 if x == 3 else 1):
             print('looking at', x, n)
         return x
-    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+    with rios_awsbatch.AWSBatchExecutor(2, initializer=load) as executor:
         assert list(executor.map(tile, range(4))) == list(range(4))
+    blocks = [record for record in map(json.loads, next(tmp_path.iterdir()).open()) if record['is'] == 'block']
+    first = [block for block in blocks if block['initialized']]
+    loaded = [record.getMessage() for record in caplog.records if 'the model is there' in record.getMessage()]
+    assert len(loaded) == len(first) == len({block['worker'] for block in blocks})
+    assert all(re.search('worker [01]: the initializer:\nthe model is there$', text) for text in loaded)
+    assert all(0.5 <= block['initialized'] <= block['started'] - block['downloaded'] for block in first)
     said = [record.getMessage() for record in caplog.records if 'looking at' in record.getMessage()]
     assert 'tile(2): looking at 2 0' in '\n'.join(said)
     assert 3 < len(said) < 50           # bounded

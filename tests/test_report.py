@@ -150,7 +150,7 @@ def test_timeline_draws_and_its_numbers_are_those_of_the_report(folder):
     assert re.search(r'retries +{} block'.format(retries), out)
     assert re.search(r'failures +1 block, such as tile\(9, .*ValueError: band 7 is missing', out)
     worker_time = re.search('worker time(.*)', out).group(1)
-    assert 96 <= sum(int(share) for share in re.findall(r'(\d+)% [a-z]', worker_time)) <= 103
+    assert sum(int(share) for share in re.findall(r'(\d+)% [a-z]', worker_time)) == 100
     assert float(re.search(r'SQS \$([\d.]+)', out).group(1)) > 0
 
 
@@ -235,16 +235,17 @@ BEGAN = 1767225600.0
 
 def block(number, worker, times, size=100):
     return {'is': 'block', 'id': number, 'label': 'tile', 'worker': str(worker), 'tries': 1, 'bytes_in': size,
-            'bytes_out': size, 'error': None, **dict(zip(BLOCK_TIMES, times))}
+            'bytes_out': size, 'error': None, 'initialized': None, **dict(zip(BLOCK_TIMES, times))}
 
 
-def made_up(folder, workers, seconds, *, wait=0.0, upload=0.01, size=100, start=2.0, behind=0.0, gaps=(),
+def made_up(folder, workers, seconds, *, first=None, wait=0.0, upload=0.01, size=100, start=2.0, behind=0.0, gaps=(),
             more=(), end=True, **changed):
     """
     Write the report of a run: each worker computes blocks of so many seconds, one after another.
 
     Args:
         seconds (list): for each worker the list of its blocks' seconds.
+        first (float): seconds of the initializer, before a worker's first block.
         wait (float): seconds from the end of a block until the worker has the next.
         behind (float): by how many seconds the workers' clocks are behind the main script's.
         gaps (list): (given, asked) of results that the main script was busy with.
@@ -254,12 +255,14 @@ def made_up(folder, workers, seconds, *, wait=0.0, upload=0.01, size=100, start=
     blocks = []
     for worker, each in enumerate(seconds):
         now = start
-        for took in each:
-            begin = now + wait
+        for number, took in enumerate(each):
+            got = now + wait
+            begin = got + (first or 0) * (not number)
             arrived = begin + took + upload
-            times = [0.1, 0.2, *(moment - behind for moment in (begin, begin, begin, begin + took, arrived)),
+            times = [0.1, 0.2, *(moment - behind for moment in (got, got, begin, begin + took, arrived)),
                      arrived, arrived + 0.01]
             blocks.append(block(len(blocks) + 1, worker, times, size))
+            blocks[-1]['initialized'] = None if number else first
             now = begin + took + (upload if size > 10**6 else 0)
     records = [{'is': 'up', 'worker': str(worker), 'time': start} for worker in range(len(seconds))] + blocks
     records += [{'is': 'taken', 'given': given, 'asked': asked} for given, asked in gaps] + list(more)
@@ -296,6 +299,10 @@ def script():
     (dict(workers=2, seconds=[[1.0] * 8, [1.0] * 7 + [9.0]]), 'last blocks .the longest took 9 s'),
     (dict(workers=8, seconds=[[1.0]] * 3), 'not up for 6.% of the time.*take fewer'),
     (dict(workers=2, seconds=[[1.0] * 9] * 2, upload=2.0, size=10**7), 'moving data .20 MB a block'),
+    # Each new worker would begin with its initializer.
+    (dict(workers=2, seconds=[[1.0] * 50] * 2, first=4.0), 'up to about 25 .*each is 4 s in its initializer first'),
+    (dict(workers=4, seconds=[[1.0] * 13] * 4, first=3.0, start=9.0), 'more workers would help, up to about 13 '),
+    (dict(workers=4, seconds=[[0.25] * 20] * 4, first=9.8), 'initializer for 66% of the time .9.8 s each.: take fewer'),
     (dict(workers=1, seconds=[[1.0]], broken='No worker of run x is left. Why.'),
      'broke off: No worker of run x is left.$'),
     # The workers are well used, but the main script could not feed one more.

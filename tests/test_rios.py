@@ -592,7 +592,8 @@ def test_forgotten_import_ends_at_once_and_is_named(source, folder):
 
 @every(one=False)
 @pytest.mark.parametrize('more, said', [
-    ({'computeWorkerExtraParams': {'colour': 3}}, 'computeWorkerExtraParams .* may have .*vcpus, memory.*, not colour'),
+    ({'computeWorkerExtraParams': {'mem': 3}},
+     r'computeWorkerExtraParams .* may have .*vcpus, memory.*, not mem: did you mean memory .MiB.\?'),
     ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
     ({'computeWorkersRead': False}, 'numReadWorkers')])
 def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):
