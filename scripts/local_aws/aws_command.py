@@ -11,6 +11,7 @@ awscli is imported at once, or at the first call, which waits for it."""
 import array
 import contextlib
 import functools
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ import sys
 import threading
 import traceback
 
+# Those of the scripts.
+SERVICES = 'batch', 'cloudformation', 'ec2', 'ecr', 'iam', 'logs', 's3', 'service-quotas', 'sqs', 'sts'
 # How often the server looks whether who started it is still there, in seconds.
 LOOK_SECONDS = 1
 
@@ -66,9 +69,18 @@ def serve(path, when='later'):
 
 @functools.cache
 def command_line():
-    """What awscli's `aws` runs, with what that imports and reads for any command."""
+    """What awscli's `aws` runs, with what that imports and reads, so that no call does it again."""
     import awscli.clidriver
-    return awscli.clidriver.create_clidriver().main
+    driver = awscli.clidriver.create_clidriver()
+    driver.session.get_available_services()
+    loader = driver.session.get_component('data_loader')
+    for service in SERVICES:
+        for kind in 'service-2', 'endpoint-rule-set-1', 'paginators-1':
+            with contextlib.suppress(Exception):
+                loader.load_service_model(service, kind)
+    gc.collect()
+    gc.freeze()             # calls share it
+    return driver.main
 
 
 def answer(caller, main):

@@ -12,6 +12,7 @@ makes that a user name, and this AWS the host."""
 import contextlib
 import json
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -58,6 +59,7 @@ class Images:
         folder = tempfile.mkdtemp(prefix='image-', dir=self.folder)
         for name in ('rios_awsbatch.py', 'worker.py'):
             shutil.copy(os.path.join(ROOT, name), folder)
+        py_compile.compile(os.path.join(folder, 'rios_awsbatch.py'))        # as the Dockerfile does
         entry = os.path.join(folder, os.path.basename(path))
         shutil.copyfile(path, entry)
         return json.dumps({'folder': folder, 'entry': entry, 'variables': variables})
