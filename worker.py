@@ -82,6 +82,7 @@ class Computer:
             initializer, initargs, _ = self.unpacked(self.fetch(self.settings.initializer))
             initializer(*initargs)
             self.send(('initialized', b''))
+            self.pipe.recv()            # when the worker has read what was printed
 
     def send(self, answer):
         """Send it after all that was printed."""
@@ -434,6 +435,7 @@ class Worker:
                 began, task.answer.started = task.answer.started, time.time()
                 task.answer.initialized = task.answer.started - began
                 self._tell_output('the initializer')
+                self.pipe.send(None)
             elif kind != 'ready':
                 return kind, data
 
