@@ -2918,7 +2918,7 @@ class _Function:
             self.before = self.looks(self.args, self.seen)
         args, self.args = self.args, None
         self.userFunction(*params, *args)
-        now = self.looks(args, collections.ChainMap({}, self.seen))
+        now = self.looks(args, dict(self.seen))
         names = [name for name in now if now[name] != self.before.get(name)]
         gone = list(self.before.keys() - now.keys())
         if not names and not gone:
@@ -2987,28 +2987,36 @@ class _Look(_Pickler):
     """
     def __init__(self, file, seen, **options):
         super().__init__(file, script and script.known, **options)
-        self.seen, self.parts = seen, set()     # ids of what objects of packages have as attributes
+        self.seen, self.kinds = seen, {}        # what is to be known of a class
+        self.parts = set()                      # ids of what objects of packages have as attributes
+
+    def about(self, kind):
+        """Of a class: whether pickle itself knows what to do; whether it is the script's; what it caches."""
+        cached = {name for each in kind.__mro__ for name, value in vars(each).items()
+                  if isinstance(value, functools.cached_property)}
+        code = issubclass(kind, (type, types.FunctionType)) or kind in self.dispatch_table
+        self.kinds[kind] = about = code, _travels(kind.__module__), cached
+        return about
 
     def reducer_override(self, thing):
         kind, reduced = type(thing), super().reducer_override(thing)
-        if reduced is NotImplemented and not (_is_code(thing) or kind in self.dispatch_table):
+        usual, ours, cached = self.kinds.get(kind) or self.about(kind)
+        if usual:
+            return reduced
+        if reduced is NotImplemented:
             reduced = thing.__reduce_ex__(5)
-        if not isinstance(reduced, tuple) or len(reduced) < 3 or _is_code(thing):
+        if not isinstance(reduced, tuple) or len(reduced) < 3:
             return reduced
         make, args, state, *more = reduced
-        states, ours = state if isinstance(state, tuple) else (state,), _travels(kind.__module__)
-        _, first = self.seen.setdefault(id(thing), (thing, {
+        states = state if isinstance(state, tuple) else (state,)
+        _, first = self.seen.get(id(thing)) or self.seen.setdefault(id(thing), (thing, {
             name for each in states if type(each) is dict for name in each if each[name] is not None}))
         compiled = id(thing) in self.parts and isinstance(state, tuple) and not getattr(thing, '__dict__', 0)
-
-        def counts(name):
-            return not isinstance(name, str) or 'cache' not in name.lower() and (
-                ours or name[:1] != '_' or name in first) and not isinstance(
-                inspect.getattr_static(kind, name, None), functools.cached_property)
         kept = []
         for each in states:
             if type(each) is dict:
-                each = {name: each[name] for name in each if counts(name)} or None
+                each = {name: value for name, value in each.items() if 'cache' not in str(name).lower() and
+                        name not in cached and (ours or name in first or str(name)[:1] != '_')} or None
                 self.parts.update(map(id, () if ours or each is None else each.values()))
             if each is not None and not (compiled and type(each) in (int, float)):
                 kept.append(each)
@@ -3152,7 +3160,9 @@ class _Apply:
         had = _brief(own[name]) if name in own else 'not there'
         each = f'each.{name} for each in otherArgs.otherArgsList'
         would, line = f'{_brief(values[0])} in the first copy', f'[{each}]'
-        for start, adding in (0, f'sum({each})'), ([], f'sum(({each}), [])'):
+        # Arrays that became longer were not added up.
+        shapes = {value.shape for value in (*values, own.get(name)) if hasattr(value, 'shape')}
+        for start, adding in ((0, f'sum({each})'), ([], f'sum(({each}), [])')) if len(shapes) < 2 else ():
             with contextlib.suppress(Exception):        # not all can be added up
                 would, line = f'{_brief(sum(values, start))} as a sum', adding
                 break
