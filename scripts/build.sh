@@ -9,6 +9,9 @@
 #
 # Each build starts afresh: name again what the one before was given.
 #
+#   --from IMAGE       put workers into an image of your own that has GDAL and numpy for Python, such as one with conda.
+#                      Nothing is installed but what pip must add: boto3 and cloudpickle, where they are missing, and
+#                      PIP_PACKAGES
 #   --no-push          leave the image on this computer, as rios_awsbatch or rios_awsbatch_main; needs no AWS
 #   --platform NAME    the kind of image with --no-push, linux/amd64 or linux/arm64 (that of this computer). An image
 #                      that is pushed is of the kind that the stack's computers run; where this computer is of the
@@ -35,16 +38,19 @@ read -r -a ENGINE <<<"${DOCKER:-docker}"
 # Without this, Docker's builder adds a record of the build that ECR shows as a second image, without a tag.
 export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 
-MAIN='' PLATFORM='' PUSH=yes FILES=()
+MAIN='' FROM='' PLATFORM='' PUSH=yes FILES=()
 HERE=''             # the version of PYTHON, as 3.12; nothing where that cannot be told
 CLOUDPICKLE=''      # what pip adds, so that it is of the same major version here and there
 VERSIONS=''         # those in the image
+IMAGE_PYTHON=''     # the Python of FROM
+ADD=()              # what pip must add to FROM
 COMMAND=''          # this command as it was given, but for BASE_IMAGE
 
 read_options() {
     while [[ $# -gt 0 ]]; do
         case $1 in
             --main) need_value "$@"; MAIN=$2; shift ;;
+            --from) need_value "$@"; FROM=$2; shift ;;
             --platform) need_value "$@"; PLATFORM=$2; shift ;;
             --no-push) PUSH='' ;;
             --stackname) need_value "$@"; STACK=$2; shift ;;
@@ -82,6 +88,14 @@ command_given() {
 
 check_files() {
     local file name
+    if [[ -n $FROM ]]; then
+        [[ -z $MAIN ]] || die "--from is for the worker image, on which the main image stands. Leave one of the two out."
+        for name in EXTRA_PACKAGES BASE_IMAGE RIOS_VERSION; do
+            [[ -z ${!name:-} || ${!name} == none ]] ||
+                die "with --from nothing is installed but by pip: put what $name names into '$FROM', or into PIP_PACKAGES."
+        done
+        BASE_IMAGE=$FROM
+    fi
     if [[ -n $MAIN ]]; then
         [[ -f $MAIN ]] || die "there is no main script '$MAIN'."
         [[ $(basename "$MAIN") =~ ^[A-Za-z0-9._-]+$ ]] ||
@@ -136,6 +150,34 @@ choose_cloudpickle() {
     esac
 }
 
+# find_python: which Python of FROM the workers take, as IMAGE_PYTHON, and what pip must ADD to it.
+find_python() {
+    local found version lacks pins pickle pip
+    say "Looking for Python in $FROM"
+    # Of those that have the same, the one that the image itself prefers, but for that of the distribution, which comes last.
+    # shellcheck disable=SC2016  # for the image's shell
+    found=$(run_image "$FROM" sh -c 'first=$(command -v python3 || command -v python)
+        for python in "${first##/usr/bin/*}" /opt/conda/bin/python3 /opt/conda/envs/*/bin/python3 /opt/*/bin/python3 \
+                "$HOME"/*/bin/python3 /usr/local/bin/python3 /usr/bin/python3; do
+            [ ! -x "$python" ] || "$python" -B -c "$1"
+        done' sh "$(<"$ROOT/scripts/probe.py")" | sort -t '|' -s -n -k 1,1 | sed -n 1p)
+    IFS='|' read -r _ IMAGE_PYTHON version lacks pins pickle pip <<<"$found"
+    [[ -n $version ]] || die "the image '$FROM' cannot be had or run here, or it has no Python 3 that this finds."
+    [[ $lacks != *osgeo* && $lacks != *numpy* ]] ||
+        die "$IMAGE_PYTHON in '$FROM' (Python $version) lacks ${lacks// /, }. Put it into that image: 'conda install -c conda-forge gdal numpy', or on Debian and Ubuntu 'apt-get install python3-gdal' (osgeo is GDAL's)."
+    read -r -a ADD <<<"${PIP_PACKAGES:-}"
+    [[ $lacks != *boto3* ]] || ADD+=(boto3)
+    if [[ ${PIP_PACKAGES:-} != *cloudpickle* && ($lacks == *cloudpickle* ||
+            $CLOUDPICKLE != @(|"cloudpickle==${pickle%%.*}.*")) ]]; then
+        ADD+=("${CLOUDPICKLE:-cloudpickle}")
+    fi
+    [[ ${#ADD[@]} -eq 0 || -n $pip ]] ||
+        die "$IMAGE_PYTHON in '$FROM' (Python $version) has no pip, which must add ${ADD[*]}. Put them, or pip, into that image."
+    # GDAL was compiled for this numpy.
+    [[ ${#ADD[@]} -eq 0 ]] || read -r -a ADD <<<"${ADD[*]} $pins"
+    say "Python in the image: $IMAGE_PYTHON, $version"
+}
+
 # The kind of image: that of the stack's computers, as linux/arm64, since one of another kind would end there with
 # "exec format error".
 choose_platform() {
@@ -158,6 +200,19 @@ check_engine() {
         *)
             die "'${ENGINE[*]} info' fails, so it cannot build: $(tail -n 1 <<<"$error")" ;;
     esac
+}
+
+# run_image IMAGE COMMAND...: what a command says in an image; nothing where it cannot run here.
+run_image() {
+    local image=$1 container
+    shift
+    if [[ ${DOCKER:-} == *buildah ]]; then
+        container=$("${ENGINE[@]}" from ${PLATFORM:+--platform "$PLATFORM"} "$image") || return 0
+        "${ENGINE[@]}" run "$container" "$@" || true
+        "${ENGINE[@]}" rm "$container" >/dev/null
+    else
+        "${ENGINE[@]}" run --rm --network none ${PLATFORM:+--platform "$PLATFORM"} --entrypoint "$1" "$image" "${@:2}" || true
+    fi 2>/dev/null
 }
 
 # check_worker_image IMAGE: the main image stands on it, so it must be on this computer or in its repository.
@@ -247,7 +302,7 @@ add_rios() {
         cp -RL "${found%$'\t'*}" "$1/rios"
         say "RIOS in the image: ${found#*$'\t'}, a copy of ${found%$'\t'*}"
     else
-        say "RIOS in the image: none, since '$PYTHON' does not import it. RIOS_VERSION=X.Y.Z adds that release."
+        say "RIOS in the image: none is copied, since '$PYTHON' does not import it. $([[ -n $FROM ]] || echo 'RIOS_VERSION=X.Y.Z adds that release.')"
     fi
 }
 
@@ -257,11 +312,41 @@ build_worker() {
     cp "$ROOT/rios_awsbatch.py" "$ROOT/worker.py" "$WORK/files"
     add_rios "$WORK/files"
     say "Building $image from $BASE_IMAGE"
+    if [[ -n $FROM ]]; then
+        prepare_own
+        build "$image" "$WORK/Dockerfile" "$WORK/files" --build-arg "BASE_IMAGE=$FROM" --build-arg "VERSION=$version"
+        return
+    fi
     build "$image" "$ROOT/Dockerfile" "$WORK/files" \
         --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "VERSION=$version" \
         --build-arg "EXTRA_PACKAGES=${EXTRA_PACKAGES:-}" \
         --build-arg "PIP_PACKAGES=$packages${CLOUDPICKLE:+${packages:+ }$CLOUDPICKLE}" \
         --build-arg "RIOS_VERSION=${release#none}"
+}
+
+# An image of the user's own becomes one of workers: its python3 is the one that was found, with what is beside it.
+prepare_own() {
+    local word
+    mkdir "$WORK/files/bin"
+    # shellcheck disable=SC2016  # for the image's shell
+    printf '#!/bin/sh\nPATH=%s:$PATH exec %s "$@"\n' "$(quote "${IMAGE_PYTHON%/*}")" "$(quote "$IMAGE_PYTHON")" \
+        >"$WORK/files/bin/python3"
+    chmod +x "$WORK/files/bin/python3"
+    {
+        # shellcheck disable=SC2016  # for the builder
+        printf 'ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n'
+        if [[ ${#ADD[@]} -gt 0 ]]; then
+            printf 'RUN PIP_BREAK_SYSTEM_PACKAGES=1 %s -m pip install --no-cache-dir' "$(quote "$IMAGE_PYTHON")"
+            for word in "${ADD[@]}"; do
+                printf ' %s' "$(quote "$word")"
+            done
+        fi
+        printf '\n'
+        sed -n '/^# The modules/,/^LABEL/p' "$ROOT/Dockerfile"
+        # shellcheck disable=SC2016
+        printf 'ENV PATH=/opt/rios_awsbatch/bin:${PATH}\n'
+        grep '^ENTRYPOINT' "$ROOT/Dockerfile"
+    } >"$WORK/Dockerfile"
 }
 
 build_main() {
@@ -279,18 +364,12 @@ build_main() {
 # image_versions IMAGE: of Python and of what must fit to that of a main script, as a tag: versions--Python-3.12.3--...
 # Nothing where the image cannot run here.
 image_versions() {
-    local container ask='import os, re
+    local ask='import os, re
 os.environ["RIOSRun"] = ""
 import rios_awsbatch
 print("--".join(["versions"] + [
     name + "-" + re.sub("[^A-Za-z0-9.]", ".", version) for name, version in rios_awsbatch.versions().items()]))'
-    if [[ ${DOCKER:-} == *buildah ]]; then
-        container=$("${ENGINE[@]}" from "$1")
-        "${ENGINE[@]}" run "$container" python3 -c "$ask" || true
-        "${ENGINE[@]}" rm "$container" >/dev/null
-    else
-        "${ENGINE[@]}" run --rm --network none --entrypoint python3 "$1" -c "$ask" || true
-    fi 2>/dev/null
+    run_image "$1" python3 -c "$ask"
 }
 
 compare_python() {
@@ -298,8 +377,10 @@ compare_python() {
     there=$(sed -n 's/.*--Python-\([0-9]*\.[0-9]*\).*/\1/p' <<<"$VERSIONS")
     [[ -n $there && -n $HERE && $there != "$HERE" ]] || return 0
     base=$(base_image "$HERE")
-    if [[ -n $base && $base != "$BASE_IMAGE" ]]; then
+    if [[ -z $FROM && -n $base && $base != "$BASE_IMAGE" ]]; then
         base="run: BASE_IMAGE=$base $COMMAND"
+    elif [[ -n $FROM ]]; then
+        base="put that Python into '$FROM'"
     else
         base="name with BASE_IMAGE an image whose python3 is that"
     fi
@@ -320,6 +401,8 @@ if [[ -n $PUSH ]]; then
     require_stack
     choose_platform
 fi
+
+[[ -z $FROM ]] || find_python
 
 WORKER_IMAGE=rios_awsbatch:latest IMAGE=rios_awsbatch${MAIN:+_main}:latest
 if [[ -n $PUSH ]]; then

@@ -238,6 +238,47 @@ def test_no_command_is_said_where_we_know_no_image(docker, tmp_path):
     assert done.stderr.endswith('name with BASE_IMAGE an image whose python3 is that\n'), done.stderr
 
 
+FOUND = '{missing}|/opt/conda/bin/python3|3.12|{lacks}|numpy==2.1.0 boto3==1.35.0|{cloudpickle}|{pip}'
+
+
+def build_from(docker, tmp_path, missing=0, lacks='', cloudpickle='3.1.0', pip='pip', **env):
+    docker.set(says={'run': FOUND.format(missing=missing, lacks=lacks, cloudpickle=cloudpickle, pip=pip)})
+    env = {'PYTHON': python_of(tmp_path, '3.12', cloudpickle='3.0'), 'BASE_IMAGE': None, **env}
+    return run('build.sh', '--no-push', '--from', 'mine:latest', env=env, path=docker.path)
+
+
+def test_image_of_ones_own_gets_workers_and_nothing_else(docker, tmp_path):
+    succeeds(build_from(docker, tmp_path), 'Python in the image: /opt/conda/bin/python3, 3.12')
+    build = docker.calls()[docker.verbs().index('build')]
+    # One Python counts, wherever it is: for the worker, and for a main script on top of it.
+    assert build['files'].pop('bin/python3') & 0o555 == 0o555
+    assert set(build['files']) == {'rios_awsbatch.py', 'worker.py'}
+    assert build_arguments(docker)['BASE_IMAGE'] == 'mine:latest'
+    assert 'ENV PATH=/opt/rios_awsbatch/bin:${PATH}' in build['dockerfile'] and 'GDAL_CACHEMAX' in build['dockerfile']
+    assert not re.search('^RUN|^USER|apt-get', build['dockerfile'], re.MULTILINE)
+
+
+@pytest.mark.parametrize('given, added', [
+    ({'missing': 1, 'lacks': 'boto3'}, 'boto3 numpy==2.1.0 boto3==1.35.0'),
+    ({'missing': 1, 'lacks': 'cloudpickle', 'cloudpickle': ''}, "'cloudpickle==3.*' numpy==2.1.0 boto3==1.35.0"),
+    ({'cloudpickle': '2.2.1', 'PIP_PACKAGES': 'affine'}, "affine 'cloudpickle==3.*' numpy==2.1.0 boto3==1.35.0")])
+def test_what_an_image_of_ones_own_lacks_pip_adds(given, added, docker, tmp_path):
+    succeeds(build_from(docker, tmp_path, **given))
+    build = docker.calls()[docker.verbs().index('build')]
+    assert re.search('^RUN .*/opt/conda/bin/python3 -m pip install --no-cache-dir (.*)$', build['dockerfile'],
+                     re.MULTILINE)[1] == added
+
+
+@pytest.mark.parametrize('given, said', [
+    ({'missing': 2, 'lacks': 'osgeo numpy'}, 'lacks osgeo, numpy. .*conda-forge gdal numpy.*python3-gdal'),
+    ({'missing': 1, 'lacks': 'boto3', 'pip': ''}, 'has no pip, which must add boto3'),
+    ({'EXTRA_PACKAGES': 'gdal-bin'}, "put what EXTRA_PACKAGES names into 'mine:latest'")])
+def test_image_of_ones_own_that_will_not_do_is_told_before_the_build(given, said, docker, tmp_path):
+    done = build_from(docker, tmp_path, **given)
+    assert done.returncode == 1 and re.search(said, done.stderr) and done.stderr.count('\n') == 1, done.stderr
+    assert 'build' not in docker.verbs()
+
+
 @pytest.mark.parametrize('step, said', [
     ('login', 'could not log in to'), ('build', 'could not be built.*EXTRA_PACKAGES'),
     ('push', 'could not push')])

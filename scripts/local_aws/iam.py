@@ -8,7 +8,7 @@ Credentials expire whether or not policies are enforced: those of a job after `l
 fetches new ones; those of everybody else while `login_expired`. S3 answers an old token with ExpiredToken and
 status 400 (S3 API reference, "Error responses"), query services and SQS with ExpiredToken and 403, the others
 with ExpiredTokenException (Common errors of each API reference). While `clock_is_late`, signatures of
-everybody but jobs are too old: S3 says so by a code of its own, the others take it for a wrong signature."""
+everybody but jobs are too old: S3 has a code for that, the others take it for a wrong signature."""
 import collections
 import fnmatch
 import re
