@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the images and runs them, for real and without a Docker engine: scripts/build.sh with buildah, on a Debian 13
 # made with debootstrap, pushes a worker image with an extra apt and an extra pip package and a main image on top of
-# it; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers in their containers.
+# one that is made with --from; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers
+# in their containers.
 #
 #   scripts/dev/test-image.sh [--help]
 #
@@ -115,23 +116,34 @@ test_on_local_aws() {
     export DOCKER=$WORK/buildah BASE_IMAGE=$BASE RIOS_VERSION=none EXTRA_PACKAGES=$EXTRA_APT PIP_PACKAGES=$EXTRA_PIP
     step "building the worker image"
     quietly "$ROOT/scripts/build.sh" "$PROGRAMS/ground.py"
-    step "building the main image"
-    quietly "$ROOT/scripts/build.sh" --main "$PROGRAMS/main.py"
-    # Each is pushed under the name of its processors too.
+    # Each is pushed under other names, too.
     worker=$(awk '$1 == "push" && !/main/ && /:latest/ { print $2; exit }' "$WORK/registry")
-    main=$(awk '$1 == "push" && /main/ && /:latest/ { print $2; exit }' "$WORK/registry")
     check_image "$worker"
     measure_image "$worker"
+    step "building one from an image without apt-get, with a virtual environment"
+    own_image "$worker"
+    quietly env EXTRA_PACKAGES= PIP_PACKAGES= BASE_IMAGE= "$ROOT/scripts/build.sh" --from localhost/own:latest "$PROGRAMS/ground.py"
+    step "building the main image on it"
+    quietly "$ROOT/scripts/build.sh" --main "$PROGRAMS/main.py"
+    main=$(awk '$1 == "push" && /main/ && /:latest/ { print $2; exit }' "$WORK/registry")
     step "running the main image as a job, and its workers"
     # It ends with status 3 on purpose: submit.sh has to hand that on.
     "$ROOT/scripts/submit.sh" --wait -- /home/rios/areas.tif 'an argument with "quotes" and a , comma' \
         >"$WORK/output" 2>"$WORK/states" || status=$?
-    if [[ $status -ne 3 ]] || ! grep -q '12 blocks by [12] workers.*same pixels.*with "quotes" and a , comma' "$WORK/output"; then
+    if [[ $status -ne 3 ]] || ! grep -q '12 blocks by [12] workers with /opt/venv/bin/python3 .*same pixels.*with "quotes" and a , comma' "$WORK/output"; then
         cat "$WORK/states" "$WORK/output" >&2
         die "the job of $main ended with status $status, and without its last line."
     fi
     grep '12 blocks by' "$WORK/output"
     grep -q 'SUCCEEDED\|FAILED' "$WORK/states" || die "submit.sh showed no states."
+}
+
+# own_image IMAGE: what a user may have.
+own_image() {
+    mkdir "$WORK/own"
+    printf 'FROM %s\nUSER 0\nRUN python3 -m venv --system-site-packages --without-pip /opt/venv && rm -f /usr/bin/apt* /usr/bin/dpkg*\nUSER 10001\n' \
+        "$1" >"$WORK/own/Dockerfile"
+    quietly "$BUILDAH" build --tag localhost/own:latest "$WORK/own"
 }
 
 # check_image IMAGE: what the Dockerfile promises.
