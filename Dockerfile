@@ -59,11 +59,11 @@ ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
 ENV GDAL_HTTP_MAX_RETRY=5 GDAL_HTTP_RETRY_DELAY=1 CPL_VSIL_USE_TEMP_FILE_FOR_RANDOM_WRITE=YES \
     GDAL_CACHEMAX=256 GDAL_MAX_RAW_BLOCK_CACHE_SIZE=200000000 VSIS3_CHUNK_SIZE=200
 COPY . /opt/rios_awsbatch/
-# Once, as workers may not write there: each would compile it twice.
-RUN python3 -m compileall -q /opt/rios_awsbatch/rios_awsbatch.py
 
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="rios_awsbatch" org.opencontainers.image.version="${VERSION}"
+# Once, as workers may not write there: each would compile it twice.
+RUN python3 -m compileall -q /opt/rios_awsbatch/rios_awsbatch.py
 
 USER 10001
 WORKDIR /home/rios
