@@ -203,6 +203,11 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
     assert len(told) == 3 and told[0].endswith('exit code 1.') and 'try 1 of 3' in told[0]
 
 
+def test_argument_that_does_not_exist_is_told_with_the_one_that_is_meant():
+    with pytest.raises(TypeError, match=r"no argument 'mem': did you mean memory \(MiB\)\?"):
+        rios_awsbatch.AWSBatchExecutor(1, mem=3000)
+
+
 def test_lack_of_memory_is_told_at_once_and_not_tried_again(tmp_path, aws):
     """The memory is too little for the worker itself; Batch starts its job once."""
     process = run_main(tmp_path, aws, '''
