@@ -125,6 +125,7 @@ FAILED_COUNTS = 4           # ... where one that ended for another reason than i
 INLINE_BYTES = 9 * 65536 - 2048
 PACK_BYTES = 32768          # what is smaller is not compressed
 FUNCTION_BYTES = 4096       # a function that is no larger travels with each call, which saves round trips
+LARGE_BYTES = 100 * 10**6   # a call that takes so much along is worth a line in the log
 DEFINITION_BYTES = 2**18    # a global that is larger travels by itself, so that others may change
 OUTBOX_BYTES = 256 * 2**20  # submit() waits while this much is still to be sent
 KEPT_BYTES = 64 * 2**20     # of calls that are sent, the newest, which may be sent again
@@ -749,6 +750,7 @@ class _Luggage:
         for each in self.in_order():
             for name in each.makers:
                 make(name)
+            self.run.note_size(f'The variable {", ".join(name for _, name in each.names)}', len(each.data))
             data = each.data if len(each.data) <= DEFINITION_BYTES else self.run.share(each.data)
             digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode())
             for name in each.makers:
@@ -776,6 +778,7 @@ class Definitions:
         self.together = {}      # names whose values have parts in common: all of them, by each
         self.sent = {}          # all names that have travelled, in their order
         self.unchanged = {}     # definitions, and what they depend on
+        self.large = set()      # what was logged for its size
         main = sys.modules.get('__mp_main__')
         if main is not None:
             cloudpickle.register_pickle_by_value(main)
@@ -808,6 +811,7 @@ class Definitions:
     def function(self, fn, what):
         """A function as it is now: what of it travels with each call (bytes), and what workers know then."""
         data, definitions, known = self.pickled(fn, what, [(fn, _name(fn))])
+        self.note_size(what, len(data))
         return self.packed(definitions, data), known
 
     def packed(self, definitions, data):
@@ -815,11 +819,19 @@ class Definitions:
         return pickle.dumps([self.share(each) if len(each) > FUNCTION_BYTES else each
                              for each in (pickle.dumps(definitions), data)])
 
+    def note_size(self, what, size, kind=None):
+        """Log that something is so large that runs may be slow for it: once, or once for all of a kind."""
+        if size > LARGE_BYTES and (kind or what) not in self.large:
+            self.large.add(kind or what)
+            log.warning('%s: %d MB travel to the workers. Where that takes long, put it on S3, and let an '
+                        'initializer read it.', what, size / 10**6)
+
     def parcel(self, function, args, kwargs, what):
         """All that travels with a call (bytes): see Computer.unpacked in worker.py."""
         parts = [*((arg, f'argument {place}') for place, arg in enumerate(args, 1)),
                  *((arg, f'argument {name}') for name, arg in kwargs.items())]
         data, definitions, _ = self.pickled((args, kwargs), what, parts, function[1])
+        self.note_size(what, len(data), 'arguments')
         return function[0] + pickle.dumps(definitions) + data
 
 

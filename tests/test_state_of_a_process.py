@@ -191,6 +191,16 @@ def test_large_global_travels_once(executor, cell):
     assert ask(executor, cell('use')) == (2, True, 100_000) and len(large_objects()) == 2
 
 
+def test_what_is_very_large_is_a_line_in_the_log_once(executor, cell, caplog, monkeypatch):
+    monkeypatch.setattr(rios_awsbatch, 'LARGE_BYTES', 10**6)
+    cell('TABLE = bytes(2_000_000)\ndef use(x, more=b""): return x + len(TABLE)')
+    for x in range(3):
+        assert ask(executor, cell('use'), x, bytes(3_000_000)) == x + 2_000_000
+    said = [record.getMessage() for record in caplog.records if 'MB travel' in record.getMessage()]
+    assert [line.partition(' travel')[0].partition('(')[0] for line in said] == [
+        'The variable TABLE: 2 MB', 'The arguments of use']
+
+
 def test_process_that_crashed_begins_anew_with_the_initializer():
     with script_module() as module:
         exec(textwrap.dedent('''
