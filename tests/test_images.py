@@ -311,7 +311,7 @@ AS_A_JOB = '''
     print('squares', results == [x * x for x in range(20)], flush=True)
     sys.exit(int(sys.argv[1]))
 '''
-ARGUMENTS = ['--scene', 'a "b" c', 'back\\slash', '$HOME', 'é', '']
+ARGUMENTS = ['--scene', 'a "b" c', 'back\\slash', '$HOME', 'é']
 
 
 @pytest.mark.slow
