@@ -176,8 +176,8 @@ _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
 _UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
             'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
-_DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
-           'AWS.SimpleQueueService.AccessDenied'}
+DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
+          'AWS.SimpleQueueService.AccessDenied'}
 _WRONG = {'ParamValidationError', 'ValidationError', 'UnknownServiceError', 'InvalidRegionError'}
 NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
 NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
@@ -194,7 +194,7 @@ _MEANINGS = (
     (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
     ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
     (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN),
-    (_DENIED,
+    (DENIED,
      'AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy of the '
      'stack\'s output BatchMainPolicyArn to your user or role.'),
     ({'NoSuchBucket'}, '{}. "scripts/delete.sh" and "scripts/create.sh" make the stack anew.'),
@@ -241,7 +241,7 @@ def user_may_mend(error):
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode')
         return is_one_of(error, _EXPIRED | _CLOCK) or (
-            status in (401, 403) and not is_one_of(error, _UNKNOWN | _DENIED))
+            status in (401, 403) and not is_one_of(error, _UNKNOWN | DENIED))
     return not is_one_of(error, _WRONG)
 
 

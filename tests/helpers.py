@@ -226,13 +226,13 @@ def start_long_run(folder, env, lease=QUICK['LEASE_SECONDS']):
 # Running shell scripts
 # ---------------------------------------------------------------------------------------------
 
-def run(script, *args, env=(), input='', root=ROOT, path=None):
-    """Run a script to its end: its exit status, standard output and standard error."""
+def run(script, *args, env=(), input='', root=ROOT, path=None, folder=None):
+    """Run a script to its end, in a folder: its exit status, standard output and standard error."""
     environment = {name: value for name, value in dict(os.environ, **dict(env)).items() if value is not None}
     if path:
         environment['PATH'] = '{}{}{}'.format(path, os.pathsep, os.environ['PATH'])
     return subprocess.run([str(root / 'scripts' / script), *map(str, args)], env=environment, input=input, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE)
+                          cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE)
 
 
 def succeeds(done, said=''):

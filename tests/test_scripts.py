@@ -50,7 +50,7 @@ def test_help_is_the_header(script):
     assert 'scripts/' + script in done.stdout
 
 
-@pytest.mark.parametrize('script', ON_AWS)
+@pytest.mark.parametrize('script', [*ON_AWS, 'check.sh'])
 def test_unknown_options_are_refused(script):
     refuses(run(script, '--vcpu', '2'), "'--vcpu'.*{} --help".format(script))
     refuses(run(script, '--stackname'), '--stackname needs a value')

@@ -78,6 +78,11 @@ class Aws:
             operations[f'{request.service}:{request.operation}'] += 1
 
     def _carry_out(self, request):
+        if request.operation == 'SimulatePrincipalPolicy':
+            return Response(200, [('Content-Type', 'text/xml')], self.iam.simulate(request).encode())
+        if request.operation == 'GetServiceQuota':           # one for all kinds of computers here
+            quota = {'Value': min(self.scheduler.quota, 10_000.0), 'Adjustable': True}
+            return json_response({'Quota': {**request.parameters, **quota}})
         answer = self.sqs.call(request) if request.service == 'sqs' else None
         if answer is not None:
             return json_response(answer)

@@ -106,19 +106,9 @@ class Iam:
             return
         if request.access_key is None:
             raise AwsError('AccessDenied', 'Access Denied', 403)
-        token = request.headers.get('x-amz-security-token')
-        try:
-            who = create_access_key(ACCOUNT, PARTITION, request.access_key,
-                                    {'X-Amz-Security-Token': token} if token else {})
-            policies = [IAMPolicy(policy)._policy_json for policy in who.collect_policies()]
-        except (CreateAccessKeyFailure, NotFoundException):
-            raise AwsError('InvalidClientTokenId', 'The security token included in the request is invalid.',
-                           403) from None
-        statements = [each for policy in policies for each in as_list(policy['Statement'])]
+        who, statements = self._statements(request)
         for action, target in needs:
-            # One statement must allow the action on the resource, and none deny it.
-            effects = {each['Effect'] for each in statements if self._applies(each, action, target, request)}
-            if effects == {'Allow'}:
+            if self._allow(statements, action, target, request):
                 continue
             self.denials.append({'user': who.arn, 'action': action, 'resource': target})
             code = 'AccessDeniedException' if request.service in ('batch', 'logs', 'ecr') else {
@@ -127,6 +117,41 @@ class Iam:
                 code, f'User: {who.arn} is not authorized to perform: {action} on resource: {target} '
                 f'because no identity-based policy allows the {action} action',
                 400 if request.service in ('logs', 'ecr') else 403)
+
+    def _statements(self, request):
+        """Who makes a request, and all statements of the policies."""
+        token = request.headers.get('x-amz-security-token')
+        try:
+            who = create_access_key(ACCOUNT, PARTITION, request.access_key,
+                                    {'X-Amz-Security-Token': token} if token else {})
+            policies = [IAMPolicy(policy)._policy_json for policy in who.collect_policies()]
+        except (CreateAccessKeyFailure, NotFoundException):
+            raise AwsError('InvalidClientTokenId', 'The security token included in the request is invalid.',
+                           403) from None
+        return who, [each for policy in policies for each in as_list(policy['Statement'])]
+
+    def _allow(self, statements, action, target, request):
+        """One statement must allow the action on the resource, and none deny it."""
+        return {'Allow'} == {each['Effect'] for each in statements
+                             if self._applies(each, action, target, request)}
+
+    def simulate(self, request):
+        """SimulatePrincipalPolicy, which moto lacks; of the one who asks."""
+        asked = {name: [value for key, value in request.form.items() if key.startswith(name + '.member')]
+                 for name in ('ActionNames', 'ResourceArns')}
+        free = not self.enforced or request.access_key == OWNER_KEY
+        statements = [] if free else self._statements(request)[1]
+
+        def decide(*what):
+            return 'allowed' if free or self._allow(statements, *what, request) else 'implicitDeny'
+        members = ''.join(
+            f'<member><EvalActionName>{action}</EvalActionName><EvalResourceName>{target}</EvalResourceName>'
+            f'<EvalDecision>{decide(action, target)}</EvalDecision></member>'
+            for action in asked['ActionNames'] for target in asked['ResourceArns'])
+        return ('<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">'
+                '<SimulatePrincipalPolicyResult><IsTruncated>false</IsTruncated>'
+                f'<EvaluationResults>{members}</EvaluationResults></SimulatePrincipalPolicyResult>'
+                '</SimulatePrincipalPolicyResponse>')
 
     def needs(self, request):
         """Every (action, resource ARN) that AWS asks for before it carries out the request."""
