@@ -358,7 +358,7 @@ def getStackOutputs(session=None):
     return outputs
 
 
-def _require_image(stack, session):
+def require_image(stack, session):
     """
     Raise AWSBatchException where nobody has built the image, or its tags say that calls cannot travel to it:
     to find that out later would cost an instance.
@@ -2426,7 +2426,7 @@ class _Run:
             log.warning('Run %s: %d workers are asked for, but stack %s runs at most %s jobs at a time, so '
                         'some will wait. "scripts/modify.sh --maxjobs %d" raises that.',
                         self.id, self.workers, STACK_NAME, most, self.workers)
-        _require_image(stack, session)
+        require_image(stack, session)
         self.calls = _Calls(self._settled)
         self.stored = set()                 # digests of what lies in the run's folder for all calls
         self.definitions = Definitions(self.share)

@@ -93,7 +93,7 @@ class Checks:
                 ('cloudformation', f'stack/{STACK_NAME}/x', 'DescribeStacks'),
                 ('ecr', 'repository/' + self.repository, 'DescribeImages'),
                 ('sqs', STACK_NAME + '_20260101T000000-0_in', 'CreateQueue TagQueue DeleteQueue SendMessage '
-                 'ReceiveMessage DeleteMessage ChangeMessageVisibility'),
+                 'ReceiveMessage DeleteMessage ChangeMessageVisibility GetQueueAttributes'),
                 ('s3', self.bucket, 'ListBucket'),
                 ('s3', self.bucket + '/runs/x', 'GetObject PutObject DeleteObject'),
                 ('batch', 'job-queue/' + self.queue, 'SubmitJob'),
@@ -167,7 +167,7 @@ class Checks:
 
     def image(self):
         with self.asking('image', needed=True):
-            rios_awsbatch._require_image(self.outputs, self.session)
+            rios_awsbatch.require_image(self.outputs, self.session)
             tags = self.client('ecr').describe_images(repositoryName=self.repository, imageIds=[
                 {'imageTag': 'latest'}])['imageDetails'][0]['imageTags']
             wanted = {'X86_64': 'amd64', 'ARM64': 'arm64'}.get(self.outputs.get('BatchArchitecture'))
