@@ -2335,6 +2335,7 @@ class _Copies:
     def watch(self):
         """Thread: send again what is late, when workers have nothing to do."""
         calls, since = self.run.calls, time.time()
+        some_wait, asked = True, 0
         while not self.life.ended.wait(COPY_SECONDS / 2):
             seconds, up, now = sorted(calls.seconds), len(self.run.keeper.up), time.time()
             if not (calls and seconds and up):
@@ -2343,7 +2344,9 @@ class _Copies:
             # When there are fewer calls than workers, none waits, and so many have nothing to do. Otherwise,
             # a dead worker may hold several; then nothing is answered any more, and at least one is idle.
             silent = len(calls) >= up
-            if silent and (now < calls.answered_at + usual + COPY_SECONDS or self._some_wait()):
+            if silent and now > max(asked + WATCH_SECONDS, calls.answered_at + usual + COPY_SECONDS):
+                some_wait, asked = self._some_wait(), now
+            if silent and (some_wait or now < calls.answered_at + usual + COPY_SECONDS):
                 since = now
                 continue
             out = {number: call for number, call in calls.outstanding.copy().items() if call.sent_at}
