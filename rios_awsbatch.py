@@ -1577,7 +1577,6 @@ class _Calls:
         self.outstanding, self.ids = {}, itertools.count(1)
         self.answers = []                   # the worker of each call that is answered
         self.seconds = collections.deque(maxlen=100)    # ... and what the latest of them have taken
-        self.answered_at = 0                # when the last of them was
 
     def __len__(self):
         return len(self.outstanding)
@@ -1604,7 +1603,6 @@ class _Calls:
             return False
         if worker is not None:
             self.answers.append(worker)
-            self.answered_at = time.time()
         try:
             if error is not None:
                 call.set_exception(error)
@@ -2324,8 +2322,8 @@ class _Copies:
     compute those that are late, too, and the first answer counts. One thread sends them; any may say that
     one was answered.
     """
-    def __init__(self, run, channel, life):
-        self.run, self.channel, self.life = run, channel, life
+    def __init__(self, run, life):
+        self.run, self.life = run, life
         self.twice = set()      # ids of calls that were sent twice, until both are answered
 
     def answered(self, number):
@@ -2335,37 +2333,16 @@ class _Copies:
     def watch(self):
         """Thread: send again what is late, when workers have nothing to do."""
         calls, since = self.run.calls, time.time()
-        some_wait, asked = True, 0
         while not self.life.ended.wait(COPY_SECONDS / 2):
-            seconds, up, now = sorted(calls.seconds), len(self.run.keeper.up), time.time()
-            if not (calls and seconds and up):
-                continue
-            usual = seconds[len(seconds) // 2]
-            # When there are fewer calls than workers, none waits, and so many have nothing to do. Otherwise,
-            # a dead worker may hold several; then nothing is answered any more, and at least one is idle.
-            silent = len(calls) >= up
-            if silent and now > max(asked + WATCH_SECONDS, calls.answered_at + usual + COPY_SECONDS):
-                some_wait, asked = self._some_wait(), now
-            if silent and (some_wait or now < calls.answered_at + usual + COPY_SECONDS):
-                since = now
-                continue
-            out = {number: call for number, call in calls.outstanding.copy().items() if call.sent_at}
-            copied = len(self.twice & out.keys())
-            idle = 1 - copied if silent else up - len(out) - copied
-            sent = {number: call.sent_at for number, call in out.items()}
-            for number in calls_to_copy(sent, self.twice, idle, since, usual, now):
-                self._copy(out[number], usual)
-
-    def _some_wait(self):
-        """Whether there are calls in the queue that no worker has, as far as SQS knows."""
-        count = 'ApproximateNumberOfMessages'
-        try:
-            found = self.channel.persist(
-                'asking how many calls wait', lambda: self.channel.sqs.get_queue_attributes(
-                    QueueUrl=self.channel.in_queue, AttributeNames=[count]))
-        except AWSBatchException:       # an older stack does not allow it
-            found = None
-        return not found or int(found['Attributes'][count]) > 0
+            seconds, up = sorted(calls.seconds), len(self.run.keeper.up)
+            if len(calls) >= up:        # else no call waits for a worker, and some have nothing to do
+                since = time.time()
+            elif calls and seconds:
+                out = {number: call for number, call in calls.outstanding.copy().items() if call.sent_at}
+                sent = {number: call.sent_at for number, call in out.items()}
+                idle, usual = up - len(out) - len(self.twice & out.keys()), seconds[len(seconds) // 2]
+                for number in calls_to_copy(sent, self.twice, idle, since, usual, time.time()):
+                    self._copy(out[number], usual)
 
     def _copy(self, call, usual):
         self.twice.add(call.id)
@@ -2446,7 +2423,7 @@ class _Run:
                      for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
-        self.copies = _Copies(self, self.channel, self.life)
+        self.copies = _Copies(self, self.life)
         self.threads = []                   # those that write objects come first
         try:
             self.channel.connect(session)

@@ -93,7 +93,7 @@ class Checks:
                 ('cloudformation', f'stack/{STACK_NAME}/x', 'DescribeStacks'),
                 ('ecr', 'repository/' + self.repository, 'DescribeImages'),
                 ('sqs', STACK_NAME + '_20260101T000000-0_in', 'CreateQueue TagQueue DeleteQueue SendMessage '
-                 'ReceiveMessage DeleteMessage ChangeMessageVisibility GetQueueAttributes'),
+                 'ReceiveMessage DeleteMessage ChangeMessageVisibility'),
                 ('s3', self.bucket, 'ListBucket'),
                 ('s3', self.bucket + '/runs/x', 'GetObject PutObject DeleteObject'),
                 ('batch', 'job-queue/' + self.queue, 'SubmitJob'),

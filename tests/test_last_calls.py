@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 import rios_awsbatch
-from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, square, wait_until
+from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, wait_until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -25,8 +25,8 @@ def tile(folder, x):
     time.sleep(0.1)
     first = False
     if x == 3:
-        with contextlib.suppress(FileExistsError):
-            (folder / 'first').touch(exist_ok=False)
+        with contextlib.suppress(FileExistsError), (folder / 'first').open('x') as file:
+            file.write(str(os.getppid()))
             first = True
         while first and not (folder / 'go').exists():
             time.sleep(0.05)
@@ -60,15 +60,15 @@ def test_call_that_must_not_run_twice_at_a_time_does_not(shared):
 def test_worker_that_is_gone_or_stopped_does_not_hold_up_the_end(number, shared, monkeypatch):
     """SQS gives its call to nobody else meanwhile."""
     monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 2 * PATIENCE)
+    monkeypatch.setattr(rios_awsbatch, 'COPY_SECONDS', 5)
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         executor.wait_for_workers(2, PATIENCE)
-        victim = executor.submit(os.getppid).result(PATIENCE)
-        futures = [executor.submit(square, x, 1) for x in range(4)]
-        wait_until(lambda: any(future.done() for future in futures))
-        victims = processes_of(victim)
+        futures = [executor.submit(tile, shared, x) for x in range(8)]
+        wait_until(lambda: sum(future.done() for future in futures) == 7)
+        victims = processes_of(int((shared / 'first').read_text()))
         for process in victims:
             os.kill(process, number)
-        assert [future.result(PATIENCE) for future in futures] == [0, 1, 4, 9]
+        assert futures[3].result(PATIENCE) == (3, False)
     with contextlib.suppress(ProcessLookupError):
         for process in victims:
             os.kill(process, signal.SIGCONT)

@@ -191,7 +191,7 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
         if x == 6:
             os.kill(os.getpid(), signal.SIGSEGV)
         return x
-    with rios_awsbatch.AWSBatchExecutor(3) as executor:
+    with rios_awsbatch.AWSBatchExecutor(3, copies=False) as executor:
         futures = [executor.submit(tile, x) for x in range(20)]
         for x, said in (5, 'exit code 1'), (6, 'SIGSEGV.*compiled code'):
             with pytest.raises(rios_awsbatch.AWSBatchException, match='tried 3 times.*' + said):
