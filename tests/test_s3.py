@@ -160,13 +160,13 @@ def quick_mosaic(folder, examples=EXAMPLES):
 
 
 def test_mosaic_is_that_of_one_process_with_workers_killed(scientist, mosaic, tmp_path):
-    """Three times a worker is killed, when some more pieces are there."""
-    killed = []
+    """Three times a worker is killed, when some more pieces are there; or once less, if they come too quickly."""
+    killed, ended = [], threading.Event()
 
     def kill():
-        for number in (1, 3, 5):
-            wait_until(lambda: len(scientist.objects('out/killed/0')) >= number, PATIENCE)
-            wait_until(kill_one)
+        for number in (1, 2, 3):
+            wait_until(lambda: ended.is_set() or len(scientist.objects('out/killed/0')) >= number, PATIENCE)
+            wait_until(lambda: ended.is_set() or kill_one())
 
     def kill_one():
         jobs = [job['pid'] for job in local_aws('jobs', env=scientist.stack.env)['jobs']]
@@ -177,12 +177,15 @@ def test_mosaic_is_that_of_one_process_with_workers_killed(scientist, mosaic, tm
             return True
     killer = threading.Thread(target=kill)
     killer.start()
-    said = scientist.run(quick_mosaic(tmp_path), *mosaic, 's3://mosaics/out/killed/', '--workers', 4,
-                         '--blocksize', BLOCKSIZE, '--cog')
-    killer.join()
+    try:
+        said = scientist.run(quick_mosaic(tmp_path), *mosaic, 's3://mosaics/out/killed/', '--workers', 4,
+                             '--blocksize', BLOCKSIZE, '--cog')
+    finally:
+        ended.set()
+        killer.join()
     blocks = len(scientist.objects('out/killed/0'))
     assert '{} blocks computed, 0 kept'.format(blocks) in said
-    assert len(killed) == 3 and scientist.denials() == []
+    assert len(killed) >= 2 and scientist.denials() == []
     folder = scientist.download('out/killed/')
     assert len(list(folder.iterdir())) == blocks + 3      # mosaic.vrt, mosaic.tif, input.vrt
     assert_is_right(folder / 'mosaic.vrt')
