@@ -754,8 +754,10 @@ class _Luggage:
         for each in self.in_order():
             for name in each.makers:
                 make(name)
-            self.run.note_size(f'The variable {", ".join(name for _, name in each.names)}', len(each.data))
-            data = each.data if len(each.data) <= DEFINITION_BYTES else self.run.share(each.data)
+            data = each.data
+            if len(data) > DEFINITION_BYTES:
+                self.run.note_size(f'The variable {", ".join(name for _, name in each.names)}', len(data))
+                data = self.run.share(data)
             digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode())
             for name in each.makers:
                 digest.update(makers[name])
@@ -832,8 +834,8 @@ class Definitions:
 
     def parcel(self, function, args, kwargs, what):
         """All that travels with a call (bytes): see Computer.unpacked in worker.py."""
-        parts = [*((arg, f'argument {place}') for place, arg in enumerate(args, 1)),
-                 *((arg, f'argument {name}') for name, arg in kwargs.items())]
+        named = itertools.chain(enumerate(args, 1), kwargs.items())
+        parts = ((arg, f'argument {name}') for name, arg in named)      # looked at only if one cannot travel
         data, definitions, _ = self.pickled((args, kwargs), what, parts, function[1])
         self.note_size(what, len(data), 'arguments')
         return function[0] + pickle.dumps(definitions) + data
@@ -2131,8 +2133,7 @@ class _Keeper:
         """End the workers: ask them, if all are up and it is to be `orderly`; terminate them else."""
         if orderly and all(worker.number in self.up or worker.said_bye for worker in self.workers.values()):
             with contextlib.suppress(*AWS_ERRORS):      # else they are terminated
-                stop, _ = self.channel.seal(Message('stop'))
-                self.channel.send(self.channel.in_queue, [stop] * len(self.up))
+                self._ask_to_end(len(self.up))
                 deadline = time.monotonic() + STOP_SECONDS
                 # Those that compute what another one has answered do not listen.
                 while len(self.up) > len(self.run.copies.twice) and time.monotonic() < deadline:
@@ -2151,10 +2152,13 @@ class _Keeper:
         """No more calls will come: workers beyond those that are left, and a copy of each, end now."""
         surplus = len(self.up) - self.leaving - 2 * len(self.run.calls)
         if self.run.calls and surplus >= max(1, len(self.up) / 10):     # some at a time
-            stop, _ = self.channel.seal(Message('stop'))
-            self.channel.persist('ending idle workers', lambda: self.channel.send(
-                self.channel.in_queue, [stop] * surplus))
+            self.channel.persist('ending idle workers', lambda: self._ask_to_end(surplus))
             self.leaving += surplus
+
+    def _ask_to_end(self, count):
+        """So many workers are to end: whoever takes one of these messages, after what it took before."""
+        stop, _ = self.channel.seal(Message('stop'))
+        self.channel.send(self.channel.in_queue, [stop] * count)
 
     def _read_mail(self, timeout):
         for said in self.mail.take(timeout):
@@ -2991,8 +2995,8 @@ class _Look(_Pickler):
         """Of a class: whether pickle itself knows what to do; whether it is the script's; what it caches."""
         cached = {name for each in kind.__mro__ for name, value in vars(each).items()
                   if isinstance(value, functools.cached_property)}
-        code = issubclass(kind, (type, types.FunctionType)) or kind in self.dispatch_table
-        self.kinds[kind] = about = code, _travels(kind.__module__), cached
+        usual = issubclass(kind, (type, types.FunctionType)) or kind in self.dispatch_table
+        self.kinds[kind] = about = usual, _travels(kind.__module__), cached
         return about
 
     def reducer_override(self, thing):

@@ -27,25 +27,13 @@ import rios_awsbatch
 from rios_awsbatch import Message
 from tests.helpers import (
     PATIENCE, ROOT, REGION, square, local_aws, client, pids, wait_until, assert_nothing_left, job_definition, channel_of,
-    left_of, main_script, output_of)
+    left_of, main_script, output_of, shared_executor)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.fixture
-def executor():
-    """A fresh one, for what meddles with its run."""
-    with rios_awsbatch.AWSBatchExecutor(2) as made:
-        yield made
-    assert_nothing_left(made.run)
-
-
-@pytest.fixture(scope='module')
-def kept():
-    """One for all others."""
-    with rios_awsbatch.AWSBatchExecutor(2) as made:
-        yield made
-    assert_nothing_left(made.run)
+executor = shared_executor(2, 'function')      # a fresh one, for what meddles with its run
+kept = shared_executor(2)                       # one for all others
 
 
 # ---------------------------------------------------------------------------------------------

@@ -126,6 +126,17 @@ def assert_nothing_left(run):
     wait_until(lambda: not left_of(run))
 
 
+def shared_executor(workers, scope='module'):
+    """A fixture: an executor, up to its last worker, of which nothing is left in the end."""
+    @pytest.fixture(scope=scope)
+    def executor():
+        with rios_awsbatch.AWSBatchExecutor(workers) as made:
+            made.wait_for_workers(workers, PATIENCE)
+            yield made
+        assert_nothing_left(made.run)
+    return executor
+
+
 def left_of(run):
     """What there is of a run on AWS: queues, objects, and process ids of workers."""
     queues = client('sqs').list_queues(QueueNamePrefix='{}_{}'.format(rios_awsbatch.STACK_NAME, run)).get('QueueUrls', [])

@@ -22,18 +22,14 @@ import pytest
 import rios_awsbatch
 from tests.helpers import (
     PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
-    output_of, pids, processes_of, script_module, Stack, wait_until, write_main)
+    output_of, pids, processes_of, script_module, shared_executor, Stack, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PATIENT = PATIENCE
 
 
-@pytest.fixture(scope='module')
-def executor():
-    with rios_awsbatch.AWSBatchExecutor(2) as made:
-        yield made
-    assert_nothing_left(made.run)
+executor = shared_executor(2)
 
 
 @pytest.fixture

@@ -12,17 +12,12 @@ import cloudpickle
 import pytest
 
 import rios_awsbatch
-from tests.helpers import PATIENCE, assert_nothing_left, main_script, output_of, square
+from tests.helpers import PATIENCE, main_script, output_of, shared_executor, square
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.fixture(scope='module')
-def executor():
-    with rios_awsbatch.AWSBatchExecutor(4) as made:
-        made.wait_for_workers(4, PATIENCE)
-        yield made
-    assert_nothing_left(made.run)
+executor = shared_executor(4)
 
 
 def meet(folder, name, how_many, seconds):

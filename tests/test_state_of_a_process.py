@@ -14,7 +14,7 @@ import textwrap
 import pytest
 
 import rios_awsbatch
-from tests.helpers import PATIENCE, ROOT, assert_nothing_left, bucket, client, script_module
+from tests.helpers import PATIENCE, ROOT, bucket, client, script_module, shared_executor
 
 SCRIPT = ROOT / 'tests' / 'state' / 'script.py'
 
@@ -44,11 +44,7 @@ def test_state_is_that_of_a_process_pool(name, given):
 # What the script changes goes out with the next call, as from cell to cell of a notebook, and nothing else does
 # ---------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def executor():
-    with rios_awsbatch.AWSBatchExecutor(1) as made:
-        yield made
-    assert_nothing_left(made.run)
+executor = shared_executor(1)
 
 
 @pytest.fixture
