@@ -2342,20 +2342,22 @@ class _Copies:
             if len(calls) >= up:        # else no call waits for a worker, and some have nothing to do
                 since = time.time()
             elif calls and seconds:
-                out = {number: call for number, call in calls.outstanding.copy().items() if call.sent_at}
-                sent = {number: call.sent_at for number, call in out.items()}
-                idle, usual = up - len(out) - len(self.twice & out.keys()), seconds[len(seconds) // 2]
+                # No call itself: nothing here may keep a future, and so its result.
+                sent = {number: call.sent_at for number, call in calls.outstanding.copy().items()
+                        if call.sent_at}
+                idle, usual = up - len(sent) - len(self.twice & sent.keys()), seconds[len(seconds) // 2]
                 for number in calls_to_copy(sent, self.twice, idle, since, usual, time.time()):
-                    self._copy(out[number], usual)
+                    self._copy(number, usual)
 
-    def _copy(self, call, usual):
-        self.twice.add(call.id)
-        if self.run.outbox.send_again(call):
-            self.run.report.note('copy', id=call.id, time=time.time())
+    def _copy(self, number, usual):
+        call = self.run.calls.get(number)
+        self.twice.add(number)
+        if call is not None and self.run.outbox.send_again(call):
+            self.run.report.note('copy', id=number, time=time.time())
             log.info('Run %s: %s is late (most take %.3g s), so another worker computes it, too',
                      self.run.id, call.label, usual)
         else:
-            self.twice.discard(call.id)
+            self.twice.discard(number)
 
 
 # ---- A run -------------------------------------------------------------------------------------------

@@ -4,16 +4,19 @@ The end of a run: neither a worker that is dead or slow, nor one for which there
 That a lost call comes back in any case is in test_rios_awsbatch.py and test_pool.py.
 """
 import contextlib
+import gc
 import os
 import signal
 import sys
 import time
+import weakref
 
 import cloudpickle
+import numpy
 import pytest
 
 import rios_awsbatch
-from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, wait_until
+from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, square, wait_until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -73,6 +76,20 @@ def test_worker_that_is_gone_or_stopped_does_not_hold_up_the_end(number, shared,
         for process in victims:
             os.kill(process, signal.SIGCONT)
     assert_nothing_left(executor.run)
+
+
+def test_result_of_a_call_that_was_nearly_late_is_let_go():
+    """While nothing else is submitted."""
+    def slow(x):
+        time.sleep(1.2)
+        return numpy.zeros(x)
+    with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        executor.wait_for_workers(2, PATIENCE)
+        assert executor.submit(square, 3).result(PATIENCE) == 9
+        future = executor.submit(slow, 7)
+        kept = weakref.ref(future.result(PATIENCE))
+        del future
+        wait_until(lambda: (gc.collect(), kept())[1] is None, 60)
 
 
 def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(shared):
