@@ -401,6 +401,8 @@ _Cached = type(functools.lru_cache(len))
 _NOTHING = object()
 _tracker, _tracked, _globals_of_code = (getattr(cloudpickle.cloudpickle, name) for name in (
     '_get_or_create_tracker_id', '_lookup_class_or_track', '_extract_code_globals'))
+# Its own lock would wait for ever where a signal comes while it is held, and the handler submits a call.
+cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK = threading.RLock()
 
 
 class Refused(Exception):

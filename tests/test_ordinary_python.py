@@ -290,6 +290,16 @@ FOREIGN = {
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert all(future.result() == 9 for future in futures)
         ''',
+    'a handler of a signal that comes while a function is pickled': '''
+        import cloudpickle, signal
+        def ring(number, frame):
+            futures.append(executor.submit(square, 3))
+        futures = []
+        signal.signal(signal.SIGALRM, ring)
+        with cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+            signal.raise_signal(signal.SIGALRM)
+        assert futures[0].result() == 9
+        ''',
 }
 
 
