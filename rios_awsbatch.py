@@ -1189,6 +1189,8 @@ class Channel:
     run is refused before it is unpickled, wherever it lies: one larger than INLINE_BYTES is an object in the
     run's folder, which the header names.
     """
+    packs = True                            # whether what could ride in a message as it is gets packed
+
     def __init__(self, run_id, key, bucket, in_queue, out_queue, region):
         self.run_id, self.key, self.bucket, self.region = run_id, key, bucket, region
         self.in_queue, self.out_queue = in_queue, out_queue
@@ -1220,7 +1222,7 @@ class Channel:
         A Message as SQS takes it, and its header (dict, dict). The payload is a pickle (bytes), and put in
         the bucket if it is large.
         """
-        packed = pack(payload)
+        packed = pack(payload) if self.packs or len(payload) > INLINE_BYTES else payload
         digest = hashlib.sha256(packed).hexdigest()
         header = {'run': self.run_id, 'sha256': digest, 'bytes': len(packed), 'packed': packed is not payload}
         if len(packed) > INLINE_BYTES:
@@ -1478,6 +1480,8 @@ class _MainChannel(Channel):
         self.opened = 0                     # when the queues were made
         self.warned = {}                    # what was logged of AWS, and when it is to be logged again
         self.batch = None
+        # In a main job, what packing takes of its processor is more than it saves of the network there.
+        self.packs = 'AWS_BATCH_JOB_ID' not in os.environ
 
     def connect(self, session=None):
         super().connect(session)

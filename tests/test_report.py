@@ -226,6 +226,19 @@ def test_nothing_is_written_without_a_report(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_main_job_packs_nothing_that_rides_in_a_message(tmp_path, monkeypatch):
+    """It has the network of AWS, and one processor; elsewhere pixels travel packed."""
+    sent = {}
+    for where in 'at home', 'on AWS':
+        monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path / where))
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            assert executor.submit(len, bytes(200_000)).result(PATIENCE) == 200_000
+            assert executor.submit(len, bytes(800_000)).result(PATIENCE) == 800_000
+        sent[where] = [block['bytes_in'] for block in of(read(tmp_path / where), 'block')]
+        monkeypatch.setenv('AWS_BATCH_JOB_ID', '11111111-2222-3333-4444-555555555555')
+    assert max(sent['at home']) < 20_000 and sent['on AWS'][0] > 200_000 > sent['on AWS'][1]
+
+
 # ---------------------------------------------------------------------------------------------
 # What the script says
 # ---------------------------------------------------------------------------------------------

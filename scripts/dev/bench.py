@@ -183,47 +183,68 @@ class Wire:
         self.bytes['in'] += parsed.get('ContentLength', 0)
 
 
+class Meter:
+    """
+    Measures a run: from start(), when all its workers are up, to stop(), when it is through. `found` (dict)
+    is complete after finish(), when the workers are gone.
+    """
+    def __init__(self, blocks, limit=None):
+        self.blocks, self.wire = blocks, Wire()
+        self.found, self.before = {'blocks': blocks, 'limit': limit}, {}
+        control('requests/reset', {})
+        self.made = time.perf_counter()
+
+    def start(self):
+        self.pids = [job['pid'] for job in control('jobs')['jobs']]
+        self.before.update(self._cpu(), started=time.perf_counter())
+
+    def stop(self):
+        if 'seconds' not in self.found:
+            self.found['seconds'] = time.perf_counter() - self.before['started']
+            self.found['cpu_ms'] = {who: 1000 * (now - self.before[who]) / self.blocks
+                                    for who, now in self._cpu().items()}
+            self.found['worker_mb'] = max(
+                (sum(map(peak_mb, processes(pid))) for pid in self.pids), default=0)
+
+    def finish(self):
+        self.found['whole'] = time.perf_counter() - self.made
+        self.found['kb'] = {way: count / 1000 / self.blocks for way, count in self.wire.bytes.items()}
+        requests = collections.Counter()
+        for operations in control('requests').values():
+            requests.update(operations)
+        self.found['requests'] = {name: count / self.blocks for name, count in requests.items()}
+        self.found['dollars'] = 1e6 / self.blocks * (
+            dollars(requests) + self.wire.chunks * PRICE_SQS_REQUEST)
+
+    def _cpu(self):
+        workers = sum(cpu_seconds(each) for pid in self.pids for each in processes(pid))
+        return {'main': time.process_time(), 'workers': workers}
+
+
 @contextlib.contextmanager
 def metered(blocks, limit=None):
     """
-    Measure the run of the executor that is made inside the block, from when all its workers are up until it
-    is shut down. Gives a dict of what was found, complete after the block.
+    Measure the run of the executor that is made inside the block, until it is shut down. Gives what was
+    found (dict), complete after the block.
     """
     from rios_awsbatch import AWSBatchExecutor as cls
-    init, shutdown = cls.__init__, cls.shutdown
-    wire, found, before = Wire(), {'blocks': blocks, 'limit': limit}, {}
-
-    def cpu():
-        workers = sum(cpu_seconds(each) for pid in found['pids'] for each in processes(pid))
-        return {'main': time.process_time(), 'workers': workers}
+    init, shutdown, meter = cls.__init__, cls.shutdown, Meter(blocks, limit)
 
     def measured_init(self, *args, **kwargs):
         init(self, *args, **kwargs)
         self.wait_for_workers(self.stats()['workers'])
-        found['pids'] = [job['pid'] for job in control('jobs')['jobs']]
-        before.update(cpu(), started=time.perf_counter())
+        meter.start()
 
     def measured_shutdown(self, *args, **kwargs):
-        if 'seconds' not in found:
-            found['seconds'] = time.perf_counter() - before['started']
-            found['cpu_ms'] = {who: 1000 * (now - before[who]) / blocks for who, now in cpu().items()}
-            found['worker_mb'] = max(sum(map(peak_mb, processes(pid))) for pid in found['pids'])
+        meter.stop()
         shutdown(self, *args, **kwargs)
 
-    control('requests/reset', {})
     cls.__init__, cls.shutdown = measured_init, measured_shutdown
-    started = time.perf_counter()
     try:
-        yield found
+        yield meter.found
     finally:
         cls.__init__, cls.shutdown = init, shutdown
-    found['whole'] = time.perf_counter() - started
-    found['kb'] = {way: count / 1000 / blocks for way, count in wire.bytes.items()}
-    requests = collections.Counter()
-    for operations in control('requests').values():
-        requests.update(operations)
-    found['requests'] = {name: count / blocks for name, count in requests.items()}
-    found['dollars'] = (dollars(requests) + wire.chunks * PRICE_SQS_REQUEST) / blocks * 1e6
+    meter.finish()
 
 
 def dollars(requests):
@@ -386,6 +407,21 @@ def many_small(blocks, workers):
     return found
 
 
+def submitting(calls, size):
+    """Calls of so many bytes are submitted, and all but the first given up; how long the process takes."""
+    from rios_awsbatch import AWSBatchExecutor
+    with AWSBatchExecutor(1) as executor:
+        expect(executor.submit(len, bytes(size)).result() == size, 'the first call')
+        started, before = time.perf_counter(), peak_mb()
+        futures = [executor.submit(len, bytes(size)) for _ in range(calls)]
+        submitted = time.perf_counter()
+        executor.shutdown(cancel_futures=True)
+    ended = time.perf_counter()
+    expect(all(future.done() for future in futures), 'the end')
+    return {'submit': submitted - started, 'shutdown': ended - submitted,
+            'kb_each': 1000 * (peak_mb() - before) / calls}
+
+
 def many_large(blocks, megabytes, workers, ahead):
     """
     Large blocks. With `ahead`, no more than that many are unfinished or not yet taken (map with buffersize);
@@ -410,7 +446,7 @@ def many_large(blocks, megabytes, workers, ahead):
 
 
 CASES = {case.__name__: case for case in (
-    process_pool, alone, varying, rounds, rios, starting, many_small, many_large)}
+    process_pool, alone, varying, rounds, rios, starting, many_small, submitting, many_large)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -441,18 +477,22 @@ runpy.run_path({1!r}, run_name='__main__')
 
 
 class Subject:
-    """A commit that is measured: its folder, and a stack whose image is its worker."""
-    def __init__(self, name, root, folder):
+    """
+    What is measured, a commit of this project or something else: a stack of its template, and an image that
+    runs its worker with these variables.
+    """
+    def __init__(self, name, root, folder, template=None, worker=None, variables=()):
         self.name, self.root, self.folder = name, root, folder
+        self.worker, self.variables = worker or root / 'worker.py', variables
         self.env = dict(os.environ, RIOS_AWSBATCH_STACK='RIOS-' + name)
         self.pushed, self.images = None, 0
         client = botocore.session.get_session().create_client(
             'cloudformation', os.environ['RIOS_AWSBATCH_REGION'])
-        template = (root / 'batch.yaml').read_text()
+        template = (template or root / 'batch.yaml').read_text()
         client.create_stack(        # quicker than with scripts/create.sh
             StackName='RIOS-' + name, TemplateBody=template, Parameters=[
                 {'ParameterKey': key, 'ParameterValue': value} for key, value in (
-                    ('ServiceName', name), ('MaxJobs', '16'), ('MaxVCPUS', '16'), ('ComputeVCPUS', '17'))
+                    ('ServiceName', name), ('MaxJobs', '64'), ('MaxVCPUS', '64'), ('ComputeVCPUS', '17'))
                 if '\n  {}:\n'.format(key) in template],      # ComputeVCPUS: until 2.0
             Capabilities=['CAPABILITY_IAM'])
 
@@ -461,15 +501,16 @@ class Subject:
         if path != self.pushed:
             self.images += 1
             entry = self.folder / 'worker-{}-{}.py'.format(self.name, self.images)
-            entry.write_text(ENTRY_POINT.format(path, str(self.root / 'worker.py')))
-            subprocess.run([sys.executable, ROOT / 'scripts/local_aws', 'push', 'BatchECR', entry],
-                           env=self.env, check=True)
+            entry.write_text(ENTRY_POINT.format(path, str(self.worker)))
+            subprocess.run([sys.executable, ROOT / 'scripts/local_aws', 'push', 'BatchECR', entry,
+                            *self.variables], env=self.env, check=True)
             self.pushed = path
 
     def run(self, case, options, rios=None):
         """Run a case in a process of its own; what it found."""
         path = [str(self.root), *([rios] if rios else [])]
         self.push(path)
+        started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, os.path.abspath(__file__), '--case', case.__name__, json.dumps(options)],
             env=dict(self.env, PYTHONPATH=os.pathsep.join(path)), stdout=subprocess.PIPE, text=True,
@@ -477,7 +518,7 @@ class Subject:
         if done.returncode:
             sys.exit('bench: {} {} of {} has failed'.format(case.__name__, options, self.name))
         return dict(json.loads(done.stdout.strip().splitlines()[-1]), case=case.__name__, options=options,
-                    commit=self.name, rios=rios)
+                    commit=self.name, rios=rios, process=time.perf_counter() - started)
 
 
 class Bench:
@@ -567,6 +608,15 @@ def growth(bench, quick):
 
 
 def scale(bench):
+    bench.table('Growth with workers: blocks of 1 s, 20 for each, no latency')
+    for workers in 4, 16, 64:
+        bench.row('{} workers'.format(workers), alone, 0, kind='small', blocks=20 * workers, seconds=1,
+                  workers=workers)
+    print('\nCalls of 2.45 kB that are submitted at once, and given up')
+    for calls in 100000, 1000000:
+        found = bench.single(submitting, calls=calls, size=2450)
+        print('{:,} calls: submitted in {submit:.1f} s, shutdown(cancel_futures=True) in {shutdown:.1f} s, '
+              'the process in {process:.1f} s; {kb_each:.1f} kB each'.format(calls, **found), flush=True)
     bench.table('Large runs, 4 workers, no latency; nothing lost')
     bench.row('100,000 small calls', many_small, 0, blocks=100000, workers=4)
     bench.row('200 of 30 MB, 8 at a time', many_large, 0, blocks=200, megabytes=30, workers=4, ahead=8)

@@ -2,12 +2,14 @@
 # Measures what a run takes on the AWS of this machine (scripts/local.sh): seconds against the limit of B blocks of
 # t seconds on N workers, AWS requests and their price, memory, and how all of it grows with the number of blocks.
 #
-# usage: scripts/dev/bench.sh [--quick | --scale] [--against REV] [--repeat N] [-o FILE]
+# usage: scripts/dev/bench.sh [--quick | --scale | --peers] [--against REV] [--repeat N] [-o FILE]
 #
 #   --quick        less of everything, in a quarter of a minute
 #   --scale        only what is large: 100,000 small calls, and 200 blocks of 30 MB (minutes)
+#   --peers        measure what else does this work beside it: RIOS's own code for AWS Batch (with RIOS_SRC), a process
+#                  pool, and dask, where .venv/bin/pip has installed distributed (minutes)
 #   --against REV  measure that commit too, in turns, each with its own stack, module and worker
-#   --repeat N     the best of N runs of each case (1)
+#   --repeat N     the best of N runs of each case (1); with --peers the medians (3)
 #   -o FILE        write the figures as JSON too
 #
 # RIOS_SRC=FOLDER:FOLDER names checkouts of RIOS to measure with, as for scripts/test.sh; without, calls take the
@@ -16,7 +18,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-options=() against=''
+options=() against='' program=bench.py
 
 clean_up() {
     local status=$?
@@ -33,6 +35,7 @@ while [[ $# -gt 0 ]]; do
         --against)
             revision=${2:?bench.sh: --against needs a commit}
             shift ;;
+        --peers) program=peers.py ;;
         *) options+=("$1") ;;
     esac
     shift
@@ -55,4 +58,7 @@ export RIOS_AWSBATCH_LOCAL_STACK=no
 # What is in these folders, jobs can see.
 PYTHONPATH=$root${RIOS_SRC:+:$RIOS_SRC}${against:+:$against}
 export PYTHONPATH
-"$root/scripts/local.sh" "$root/.venv/bin/python" "$root/scripts/dev/bench.py" "${options[@]}"
+# The rasters of peers.py, which workers read.
+export RIOS_AWSBATCH_LOCAL_SHARED=$folder/shared
+mkdir "$RIOS_AWSBATCH_LOCAL_SHARED"
+"$root/scripts/local.sh" "$root/.venv/bin/python" "$root/scripts/dev/$program" "${options[@]}"

@@ -43,7 +43,7 @@ class Made:
 
     def event(self, stack, status, reason=None):
         """An event, as DescribeStackEvents shows it."""
-        physical = self.resource.physical_resource_id if self.resource else ''
+        physical = getattr(self.resource, 'physical_resource_id', '')        # a rule of moto's has none
         if reason:
             reason = (f'Resource handler returned message: "{reason}" (RequestToken: {uuid.uuid4()}, '
                       'HandlerErrorCode: GeneralServiceException)')

@@ -16,7 +16,7 @@ POST /_local/login            {"expired": true} or {"late": true}, their clock: 
 POST /_local/credentials      {"seconds": N}: how long a job's next credentials last
 POST /_local/sqs              {"hidden": 43200, "bytes": 1048576}: seconds for which a message may be hidden
                               in all, and the longest there may be
-POST /_local/latency          {"ms": 20}
+GET  /_local/latency          {"ms": 20}, and POST
 POST /_local/conditions       {"faults": {...}, "latency": ms, "iam": true}: what is left out is off
 GET  /_local/iam              {"enforced": ..., "denials": [...]}; POST {"enforced": true}
 POST /_local/stack            {"region": ..., "name": ..., "status": "CREATE_IN_PROGRESS"}: show that status
@@ -57,6 +57,7 @@ class Control:
             'POST credentials': lambda given: setattr(iam, 'lifetime', float(given['seconds'])),
             'POST sqs': lambda given: (setattr(aws.sqs, 'hidden', float(given.get('hidden', 43200))),
                                        aws.sqs.limit(given.get('bytes', 1 << 20))) and None,
+            'GET latency': lambda _: {'ms': 1000 * aws.latency},
             'POST latency': lambda given: setattr(aws, 'latency', float(given['ms']) / 1000),
             'POST conditions': self.conditions,
             'GET iam': lambda _: {'enforced': iam.enforced, 'denials': list(iam.denials)},

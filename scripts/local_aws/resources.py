@@ -73,7 +73,9 @@ def environment(item, name, given, backend):
         iam.create_service_linked_role('ecs.amazonaws.com', '', '')
         raise AwsError('ClientException', 'CLIENT_ERROR - Unable to assume the service linked role. Please '
                        'verify that the ECS service linked role exists.')
-    role = given.get('serviceRole') or iam.get_role(SERVICE_ROLE).arn
+    role = given.get('serviceRole') or SERVICE_ROLE
+    if not role.startswith('arn:'):     # Batch takes the name of a role as well (botocore's model)
+        role = iam.get_role(role).arn
     return backend.create_compute_environment(
         name, given['type'].upper(), given.get('state', 'ENABLED'), given['computeResources'],
         role, given.get('tags'))
