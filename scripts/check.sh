@@ -32,5 +32,5 @@ while [[ $# -gt 0 ]]; do
 done
 check_settings
 [[ ! -x $ROOT/.venv/bin/python ]] || PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-export RIOS_AWSBATCH_STACK=$STACK RIOS_AWSBATCH_REGION=$REGION
+export RIOS_AWSBATCH_STACK=$STACK RIOS_AWSBATCH_REGION=$REGION RIOS_AWSBATCH_START_TIMEOUT=${RIOS_AWSBATCH_START_TIMEOUT:-900}
 PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "${PYTHON:-python3}" "$ROOT/scripts/check.py" ${OPTIONS[@]+"${OPTIONS[@]}"}

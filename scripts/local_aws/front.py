@@ -81,8 +81,14 @@ class Aws:
         if request.operation == 'SimulatePrincipalPolicy':
             return Response(200, [('Content-Type', 'text/xml')], self.iam.simulate(request).encode())
         if request.operation == 'GetServiceQuota':           # one for all kinds of computers here
-            quota = {'Value': min(self.scheduler.quota, 10_000.0), 'Adjustable': True}
+            quota = {'Value': min(self.scheduler.quota, 10_000.0), 'UsageMetric': {
+                'MetricNamespace': 'AWS/Usage', 'MetricName': 'ResourceCount',
+                'MetricDimensions': {'Type': 'Resource', 'Resource': 'vCPU'}}}
             return json_response({'Quota': {**request.parameters, **quota}})
+        if request.operation == 'GetMetricStatistics':       # that metric; no point where nothing is used
+            used = sum(fleet.used() for fleet in self.scheduler.fleets.values())
+            point = {'Timestamp': time.time(), 'Maximum': used}
+            return json_response({'Datapoints': [point] if used else []})
         answer = self.sqs.call(request) if request.service == 'sqs' else None
         if answer is not None:
             return json_response(answer)
