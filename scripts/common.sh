@@ -293,8 +293,15 @@ MEMORY_PERCENT=90
 FILLING_MEMORY=1800
 # What Fargate has. Sources of all pairs: ResourceRequirement in AWS Batch's API reference.
 FARGATE_VCPUS='1 2 4 8 16 32'
-# IDs of the zones that it is not in (ECS developer guide, Fargate Regions). Their letters differ between accounts.
-ZONES_WITHOUT_FARGATE='usw1-az2 apne1-az3 cnn1-az3'
+
+# has_fargate ID: whether Fargate is in a zone. By their ids, as their letters differ between accounts; source of the three
+# regions where it is in some zones only: https://docs.aws.amazon.com/AmazonECS/latest/developerguide/AWS_Fargate-Regions.html
+has_fargate() {
+    case $1 in
+        usw1-az[13] | apne1-az[124] | cnn1-az[12]) ;;
+        usw1-* | apne1-* | cnn1-*) return 1 ;;
+    esac
+}
 
 # template_value PARAMETER KEY: what batch.yaml says of a parameter, such as its MinValue.
 template_value() {
@@ -423,7 +430,7 @@ check_zones() {
     local zones zone id
     zones=$(aws ec2 describe-availability-zones --zone-names "$@" --query 'AvailabilityZones[].[ZoneName, ZoneId]')
     while IFS=$'\t' read -r zone id; do
-        [[ " $ZONES_WITHOUT_FARGATE " != *" $id "* ]] ||
+        has_fargate "$id" ||
             die "zone $zone ($id) has no Fargate, on which main scripts run. Leave it out (--az)."
     done <<<"$zones"
 }

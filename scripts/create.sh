@@ -101,7 +101,7 @@ use_all_zones() {
     zones=$(aws ec2 describe-availability-zones --query 'AvailabilityZones[].[ZoneName, ZoneId]' --output text \
         --filters Name=zone-type,Values=availability-zone Name=state,Values=available)
     while IFS=$'\t' read -r zone id; do
-        [[ " $ZONES_WITHOUT_FARGATE " == *" $id "* ]] || ZONES+=("$zone")
+        ! has_fargate "$id" || ZONES+=("$zone")
     done <<<"$zones"
     finish_parameters
 }
