@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the images and runs them, for real and without a Docker engine: scripts/build.sh with buildah, on a Debian 13
+# Builds the images and runs them, for real and without a Docker engine: scripts/build.sh with buildah, on a Debian
 # made with debootstrap, pushes a worker image with an extra apt and an extra pip package and a main image on top of
 # one that is made with --from; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers
 # in their containers.
 #
-#   scripts/dev/test-image.sh [--help]
+#   scripts/dev/test-image.sh [--help] [RELEASE]      of Debian: bookworm (12), trixie (13, without RELEASE), sid
 #
 # It says how large the worker image is and how long the first block takes, from AWSBatchExecutor() to its result.
 #
@@ -19,8 +19,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-RELEASE=trixie         # its boto3 is new enough to find the local AWS by AWS_ENDPOINT_URL
-BASE=localhost/$RELEASE:latest
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rios_awsbatch
 BASE_DAYS=30           # then the kept Debian is made anew
 BUILDAH=/usr/bin/buildah
@@ -76,6 +74,8 @@ make_base() {
     # As in Debian's own slim images: no manuals, and no waiting for the disk after each package.
     rm -rf "$WORK"/root/var/{cache/apt,lib/apt/lists,log}/* "$WORK"/root/usr/share/{doc,info,locale,man}/*
     echo force-unsafe-io >"$WORK/root/etc/dpkg/dpkg.cfg.d/slim"
+    # A mirror may be some weeks behind.
+    echo 'Acquire::Check-Valid-Until "false";' >"$WORK/root/etc/apt/apt.conf.d/slim"
     tar -C "$WORK/root" --one-file-system -cf "$TARBALL.part" .
     mv "$TARBALL.part" "$TARBALL"
     rm -rf "$WORK/root"
@@ -112,17 +112,22 @@ prepare_engine() {
 
 # Runs under local.sh.
 test_on_local_aws() {
-    local worker main status=0
+    local worker main folder status=0 files=("$PROGRAMS/ground.py")
     export DOCKER=$WORK/buildah BASE_IMAGE=$BASE RIOS_VERSION=none EXTRA_PACKAGES=$EXTRA_APT PIP_PACKAGES=$EXTRA_PIP
     step "building the worker image"
-    quietly "$ROOT/scripts/build.sh" "$PROGRAMS/ground.py"
+    # That of Debian 12 knows no AWS_ENDPOINT_URL, and only the older protocol of SQS, which the local AWS does not.
+    if [[ $RELEASE == bookworm ]]; then
+        folder=$("$PYTHON" -c 'import boto3; print(boto3.__path__[0])')
+        files+=("$folder" "${folder%/*}/botocore" "${folder%/*}/s3transfer")
+    fi
+    quietly "$ROOT/scripts/build.sh" "${files[@]}"
     # Each is pushed under other names, too.
     worker=$(awk '$1 == "push" && !/main/ && /:latest/ { print $2; exit }' "$WORK/registry")
     check_image "$worker"
     measure_image "$worker"
     step "building one from an image without apt-get, with a virtual environment"
     own_image "$worker"
-    quietly env EXTRA_PACKAGES= PIP_PACKAGES= BASE_IMAGE= "$ROOT/scripts/build.sh" --from localhost/own:latest "$PROGRAMS/ground.py"
+    quietly env EXTRA_PACKAGES= PIP_PACKAGES= BASE_IMAGE= "$ROOT/scripts/build.sh" --from localhost/own:latest "${files[@]}"
     step "building the main image on it"
     quietly "$ROOT/scripts/build.sh" --main "$PROGRAMS/main.py"
     main=$(awk '$1 == "push" && /main/ && /:latest/ { print $2; exit }' "$WORK/registry")
@@ -158,7 +163,7 @@ check_image() {
     found=$(find "$folder"/var/lib/apt/lists "$folder"/var/cache/apt "$folder"/root/.cache "$folder"/tmp -type f -size +0 2>/dev/null || true)
     [[ -z $found ]] || die "left in the image: $found"
     # The Dockerfile shortens what botocore knows of the services: all of them must still be there for a function.
-    quietly "$BUILDAH" run "$container" python3 -B -c 'import boto3
+    quietly "$BUILDAH" run "$container" python3 -B -I -c 'import boto3
 for service in boto3.session.Session(region_name="us-west-2").get_available_services():
     boto3.client(service, "us-west-2", aws_access_key_id="a", aws_secret_access_key="b")'
     "$BUILDAH" rm "$container" >/dev/null
@@ -194,12 +199,14 @@ clean_up() {
 
 PYTHON=${PYTHON:-python3}
 [[ ! -x $ROOT/.venv/bin/python ]] || PYTHON=$ROOT/.venv/bin/python
-case ${1:-} in
-    '') ;;
+RELEASE=${1:-trixie}
+case $RELEASE in
     --help | -h) usage; exit 0 ;;
-    --on-local-aws) WORK=$2 SECONDS=$3; test_on_local_aws; exit ;;   # by itself, under local.sh
-    *) unknown_option "$1" ;;
+    --on-local-aws) RELEASE=$2 WORK=$3 SECONDS=$4 ;;                # by itself, under local.sh
+    -*) unknown_option "$1" ;;
 esac
+BASE=localhost/$RELEASE:latest
+[[ ${1:-} != --on-local-aws ]] || { test_on_local_aws; exit; }
 "$ROOT/scripts/setup.sh"
 as_root "$@"
 WORK=$(mktemp -d)
@@ -216,5 +223,5 @@ prepare_engine
 # For test-image-buildah.sh, which build.sh calls: it has a WORK and a PYTHON of its own.
 export TEST_WORK=$WORK TEST_BUILDAH=$BUILDAH TEST_PYTHON=$PYTHON TEST_CERTIFICATES=$CERTIFICATES
 # The local AWS's jobs start containers, from the images that are there.
-RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$WORK" "$SECONDS"
+RIOS_AWSBATCH_LOCAL_SHARED=$WORK "$ROOT/scripts/local.sh" "$0" --on-local-aws "$RELEASE" "$WORK" "$SECONDS"
 step "passed: the image builds, and works"
