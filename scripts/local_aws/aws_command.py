@@ -80,7 +80,8 @@ def command_line():
                 loader.load_service_model(service, kind)
     gc.collect()
     gc.freeze()             # calls share it
-    return driver.main
+    # Version 2 has its messages of errors around it.
+    return getattr(awscli.clidriver, 'AWSCLIEntryPoint', lambda driver: driver)(driver).main
 
 
 def answer(caller, main):
