@@ -204,9 +204,9 @@ _MEANINGS = (
                                      'that RIOS_AWSBATCH_REGION ("' + REGION + '") is the region you mean.'))
 RUNNABLE_CAUSES = (
     'Usual causes: the account\'s EC2 vCPU quota or the stack\'s maximum number of jobs is used up by other '
-    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory or '
-    'vCPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/modify.sh" changes --maxjobs, '
-    '--instancetype, --mem and --vcpus.')
+    'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory, '
+    'vCPUs or GPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/check.sh" the quota; '
+    '"scripts/modify.sh" changes --maxjobs, --instancetype, --mem, --vcpus and --gpus.')
 # What Batch says of a job that has ended, and what to do about it.
 _ADVICE = (
     ('OutOfMemory', 'It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh '
@@ -2290,8 +2290,8 @@ class _Keeper:
         said = f'AWS Batch says: {"; ".join(reasons)}. ' if reasons else ''
         if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
                for job in jobs):
-            self.run.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem" and '
-                               '--vcpus, or for other instances with --instancetype.')
+            self.run.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem", '
+                               '--vcpus and --gpus, or for other instances with --instancetype.')
         elif not self.ever_up and waited > self.start_timeout:
             self.run.break_off(f'No worker has come up within {self.start_timeout:g} seconds '
                                f'(RIOS_AWSBATCH_START_TIMEOUT). {said}{RUNNABLE_CAUSES}')
@@ -2402,7 +2402,7 @@ class _Run:
     Any thread may submit, or end the run; _tend() sees it to its end. Threads refer to the run and not to its
     executor, so that an executor that is dropped ends its run.
     """
-    def __init__(self, workers, initializer, vcpus, memory, timeout, job_definition, copies):
+    def __init__(self, workers, initializer, vcpus, memory, gpus, timeout, job_definition, copies):
         self.began, self.life, self.clean = time.time(), _Life(), threading.Event()
         self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
         self.report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
@@ -2413,7 +2413,12 @@ class _Run:
         session = new_session()
         stack = getStackOutputs(session)
         most = int(stack['BatchMaxJobs'])
+        has_gpus = int(stack.get('BatchGPUS', 0))
+        if gpus and not has_gpus:
+            raise AWSBatchException(f'gpus={gpus}, but stack {STACK_NAME} has instances without GPUs. '
+                                    f'"scripts/modify.sh --gpus {gpus} --wait" gives it others.')
         self.workers, self.vcpus = workers or most, vcpus or stack.get('BatchVCPUS')
+        self.gpus, self.instances = gpus or has_gpus, stack.get('BatchInstanceTypes')
         if self.workers > most:
             log.warning('Run %s: %d workers are asked for, but stack %s runs at most %s jobs at a time, so '
                         'some will wait. "scripts/modify.sh --maxjobs %d" raises that.',
@@ -2432,7 +2437,7 @@ class _Run:
         if timeout:
             request['timeout'] = {'attemptDurationSeconds': timeout}
         resources = [{'type': kind, 'value': str(value)}
-                     for kind, value in (('VCPU', vcpus), ('MEMORY', memory)) if value]
+                     for kind, value in (('VCPU', vcpus), ('MEMORY', memory), ('GPU', gpus)) if value]
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
         self.copies = _Copies(self, self.life)
@@ -2443,7 +2448,8 @@ class _Run:
             self.channel.make_queues(name, stack.get('BatchTag', 'rios'))
             self.jobs.configure(self._settings(initializer))
             self.report.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME,
-                             region=REGION, inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory)
+                             region=REGION, inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory,
+                             gpus=self.gpus, instances=self.instances)
             self.keeper.start(self.workers)
         except BaseException as error:
             self._clean_up(orderly=False)
@@ -2590,8 +2596,8 @@ class _Run:
 
     def _put_lease(self):
         state = {'host': platform.node(), 'pid': os.getpid(), 'seconds': LEASE_SECONDS, 'began': self.began,
-                 'now': time.time(), 'vcpus': self.vcpus, 'done': len(self.calls.answers),
-                 'outstanding': len(self.calls), **self.keeper.counts()}
+                 'now': time.time(), 'vcpus': self.vcpus, 'gpus': self.gpus, 'instances': self.instances,
+                 'done': len(self.calls.answers), 'outstanding': len(self.calls), **self.keeper.counts()}
         self.channel.s3.put_object(Bucket=self.channel.bucket, Key=self.channel.folder + 'lease',
                                    Body=json.dumps(state).encode())
 
@@ -2708,11 +2714,11 @@ def _forget_runs():
 
 # ---- The executor ------------------------------------------------------------------------------------
 
-def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory=None, timeout=None,
-             job_definition=None, copies=True):
+def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory=None, gpus=None,
+             timeout=None, job_definition=None, copies=True):
     """Start a run, for the arguments of AWSBatchExecutor, which says what is raised."""
     for name, value in (('max_workers', max_workers), ('vcpus', vcpus), ('memory', memory),
-                        ('timeout', timeout)):
+                        ('gpus', gpus), ('timeout', timeout)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f'{name} must be greater than 0 and a whole number, not {value!r}')
     if (max_workers or 1) > MAX_ARRAY:
@@ -2721,8 +2727,8 @@ def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory
         raise ValueError(f'AWS Batch knows no time-out below {MIN_TIMEOUT} seconds.')
     if initializer is not None and not callable(initializer):
         raise TypeError('initializer must be a callable')
-    run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, timeout,
-               job_definition, bool(copies))
+    run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, gpus,
+               timeout, job_definition, bool(copies))
     _watch_forks()
     _handle_signals()
     return run
@@ -2755,8 +2761,8 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     Args:
         max_workers (int): how many workers, one Batch job each. Default: as many as the stack allows.
         initializer (callable), initargs (tuple): called by each worker first, to load a model for instance.
-        vcpus (int), memory (int, MiB), timeout (int, seconds), job_definition (str): of this run's workers,
-            instead of the stack's.
+        vcpus (int), memory (int, MiB), gpus (int), timeout (int, seconds), job_definition (str): of this
+            run's workers, instead of the stack's. A GPU takes a stack of "scripts/create.sh --gpus".
         copies (bool): when workers have nothing to do, they compute the last calls, too, if these take longer
             than usual, and the first answer counts. False for a function with effects of its own, which must
             not run twice at a time; when a worker is lost, its call is repeated in any case.
@@ -2764,16 +2770,17 @@ class AWSBatchExecutor(concurrent.futures.Executor):
     Raises:
         ValueError: an argument is not a whole number above zero, or one that AWS does not know.
         TypeError: initializer is not callable, or there is no argument of that name.
-        AWSBatchException: the stack or the image is not there, or AWS cannot be used. Nothing was started.
+        AWSBatchException: the stack or the image is not there, the stack has no GPUs, or AWS cannot be used.
+            Nothing was started.
     """
 
     def __init__(self, max_workers=None, *, initializer=None, initargs=(), vcpus=None, memory=None,
-                 timeout=None, job_definition=None, copies=True, **unknown):
+                 gpus=None, timeout=None, job_definition=None, copies=True, **unknown):
         for name in unknown:
             raise TypeError(f'AWSBatchExecutor has no argument {name!r}{_did_you_mean(name)}')
         try:
             self._run = _new_run(
-                max_workers, initializer, initargs, vcpus, memory, timeout, job_definition, copies)
+                max_workers, initializer, initargs, vcpus, memory, gpus, timeout, job_definition, copies)
         except AWSBatchException as error:      # which says it all
             raise error.with_traceback(None)
         self._max_workers = self._run.workers       # where dask and others look for it

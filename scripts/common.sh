@@ -291,6 +291,12 @@ WRITE_BUCKETS=()
 MEMORY_PERCENT=90
 # MiB per vCPU that fill instances of the families c; 3600 and 7300 fill m and r.
 FILLING_MEMORY=1800
+# Where workers have GPUs and no instance types are named: of these the sizes that they fill, as far as the region has them.
+# Not the families, since Batch prefers what has the cheapest vCPUs (user guide, Allocation strategies): to a worker of one
+# GPU a g6.16xlarge gives 60 vCPUs more than a g6.xlarge, and costs four times as much.
+GPU_TYPES='g6.*xlarge,g5.*xlarge,g4dn.*xlarge'
+# GiB, for images with CUDA's libraries: that of torch takes 8, and as much again while it is unpacked.
+GPU_VOLUME=100
 # What Fargate has. Sources of all pairs: ResourceRequirement in AWS Batch's API reference.
 FARGATE_VCPUS='1 2 4 8 16 32'
 
@@ -325,7 +331,7 @@ set_parameter() {
     pattern=$(template_value "$name" AllowedPattern)
     values=$(template_value "$name" AllowedValues)
     if [[ -n $least ]]; then
-        [[ $value =~ ^[1-9][0-9]{0,8}$ && $value -ge $least && $value -le $most ]] ||
+        [[ $value =~ ^(0|[1-9][0-9]{0,8})$ && $value -ge $least && $value -le $most ]] ||
             die "$option must be a whole number from $least to $most, not '$value'."
     elif [[ -n $values ]]; then
         [[ ", ${values//[][\']/}, " == *", $value, "* ]] ||
@@ -359,7 +365,7 @@ stack_option() {
         --ondemand) SHIFT=1; set_parameter "$1" Spot no; return ;;
         --fargate) SHIFT=1; set_parameter "$1" Fargate yes; return ;;
         --arm64) SHIFT=1; set_parameter "$1" InstanceTypes default_arm64; return ;;
-        --stackname | --region | --az | --vcpus | --mem | --maxjobs | --instancetype | --volume | --keepwarm | --tag | \
+        --stackname | --region | --az | --vcpus | --mem | --gpus | --maxjobs | --instancetype | --volume | --keepwarm | --tag | \
             --mainvcpus | --mainmem | --maindisk | --timeout | --idletimeout | --logdays | --readbucket | --writebucket)
             need_value "$@" ;;
         *) SHIFT=0; return ;;
@@ -370,6 +376,7 @@ stack_option() {
         --az) ZONES+=("$2") ;;
         --vcpus) set_parameter "$1" VCPUS "$2" ;;
         --mem) set_parameter "$1" Memory "$2" ;;
+        --gpus) set_parameter "$1" GPUS "$2" ;;
         --maxjobs) set_parameter "$1" MaxJobs "$2" ;;
         --instancetype) set_parameter "$1" InstanceTypes "$2" ;;
         --volume) set_parameter "$1" VolumeSize "$2" ;;
@@ -453,7 +460,20 @@ bucket_arns() {
     printf '%s' "${arns#,}"
 }
 
-# The functions below call value_of PARAMETER, which create.sh and modify.sh define: the value it is going to have.
+# settled PARAMETER: the value given for it, or the one the stack has; fails where there is neither. create.sh and modify.sh
+# define what the stack has: current PARAMETER.
+settled() {
+    parameter "$1" || current "$1"
+}
+
+is_settled() {
+    settled "$1" >/dev/null
+}
+
+# value_of PARAMETER: the value it is going to have.
+value_of() {
+    settled "$1" || template_value "$1" Default
+}
 
 # The folders among the buckets, taken apart as CloudFormation cannot.
 split_folders() {
@@ -531,9 +551,34 @@ check_fargate() {
         die "Fargate does not have $2 MiB of memory with $1 vCPU ($3). Nearest: ${below}${below:+${above:+ or }}${above}."
 }
 
-# Refuses, before AWS is asked anything, what Fargate cannot do.
+# What belongs together, where neither the user nor the stack says otherwise. With GPUs, choose_gpu_sizes does the rest.
+choose_sizes() {
+    local name
+    is_settled MainMemory || set_parameter --mainmem MainMemory "$(fargate_memory "$(value_of MainVCPUS)" 4096)"
+    if [[ $(value_of GPUS) != 0 ]]; then
+        is_settled VolumeSize || set_parameter --volume VolumeSize "$GPU_VOLUME"
+        return
+    fi
+    for name in InstanceTypes VCPUS VolumeSize; do
+        is_settled "$name" || set_parameter '' "$name" "$(template_value "$name" Default)"
+    done
+    if is_settled Memory; then
+        return
+    elif [[ $(value_of Fargate) == yes ]]; then
+        set_parameter --mem Memory "$(fargate_memory "$(value_of VCPUS)" 2048)"
+    else
+        set_parameter --mem Memory $(($(value_of VCPUS) * FILLING_MEMORY))
+    fi
+}
+
+# Refuses, before AWS is asked anything, what Fargate and Graviton cannot do.
 check_sizes() {
     check_fargate "$(value_of MainVCPUS)" "$(value_of MainMemory)" '--mainvcpus, --mainmem'
+    if [[ $(value_of GPUS) != 0 ]]; then
+        [[ $(value_of Fargate) == no ]] ||
+            die "Fargate has no GPUs (--gpus); on instances, without --fargate, workers can have them."
+        [[ $(value_of InstanceTypes) != default_arm64 ]] || refuse_graviton_with_gpus
+    fi
     [[ $(value_of Fargate) == yes ]] || return 0
     check_fargate "$(value_of VCPUS)" "$(value_of Memory)" '--vcpus, --mem'
     [[ $(value_of VolumeSize) -le 200 ]] || die "a worker on Fargate has 200 GiB of disk at most (--volume)."
@@ -544,7 +589,12 @@ check_sizes() {
     esac
 }
 
-# instance_types LIST: a line for each type that Batch may pick from: name, vCPUs, memory (MiB), architecture.
+refuse_graviton_with_gpus() {
+    die "AWS Batch has NVIDIA's driver for x86 alone, so workers on Graviton (ARM) get no GPUs (--gpus, --arm64, --instancetype)."
+}
+
+# instance_types LIST: a line for each type that Batch may pick from: name, vCPUs, memory (MiB), architecture,
+# NVIDIA's GPUs.
 instance_types() {
     local item filter=''
     local -a items
@@ -559,14 +609,55 @@ instance_types() {
         esac
     done
     aws ec2 describe-instance-types --filters "Name=instance-type,Values=${filter#,}" --output text --query \
-        'InstanceTypes[].[InstanceType, VCpuInfo.DefaultVCpus, MemoryInfo.SizeInMiB, ProcessorInfo.SupportedArchitectures[-1]]'
+        "InstanceTypes[].[InstanceType, VCpuInfo.DefaultVCpus, MemoryInfo.SizeInMiB, ProcessorInfo.SupportedArchitectures[-1],
+            GpuInfo.Gpus[?Manufacturer=='NVIDIA'] | [0].Count]"
+}
+
+# fits VCPUS MEMORY GPUS: of the instance types in the input those that hold such a worker, the one of which it takes most
+# vCPUs first: these vCPUs, how many workers it holds, its name, its vCPUs, memory (MiB) that each may have. The driver is
+# not for the GPUs of g3 and p3 (Batch's API reference, Ec2Configuration).
+fits() {
+    LC_ALL=C awk -F '\t' -v vcpus="$1" -v memory="$2" -v gpus="$3" -v percent=$MEMORY_PERCENT '
+        gpus == 0 || $1 !~ /^[gp]3/ {
+            fit = int($2 / vcpus); usable = $3 * percent / 100
+            if (int(usable / memory) < fit) fit = int(usable / memory)
+            if (gpus > 0 && int($5 / gpus) < fit) fit = int($5 / gpus)
+            if (fit) print $2 / fit "\t" fit "\t" $1 "\t" $2 "\t" int(usable / fit)
+        }' | LC_ALL=C sort -s -g -r -k 1,1
+}
+
+# With GPUs: refuses instances that have none, and chooses what is not settled: the sizes of GPU_TYPES that such workers
+# fill, and the vCPUs and memory that fill these.
+choose_gpu_sizes() {
+    local gpus list types fitting least kind
+    gpus=$(value_of GPUS) list=$(value_of InstanceTypes)
+    [[ $gpus != 0 ]] || return 0
+    [[ $list != optimal && $list != default_x86_64 ]] || list=$GPU_TYPES
+    types=$(instance_types "$list") || exit 1
+    [[ $types != *arm64* ]] || refuse_graviton_with_gpus
+    [[ -n $(fits 1 1 "$gpus" <<<"$types") ]] ||
+        die "no instance of '$list' has so many GPUs (--gpus $gpus, --instancetype). NVIDIA's count, but for those of g3 and p3, for which AWS Batch has no driver."
+    fitting=$(fits "$(settled VCPUS || echo 1)" "$(settled Memory || echo 1)" "$gpus" <<<"$types")
+    # Where no type holds such a worker, work_out_computers says so.
+    [[ -n $fitting ]] || return 0
+    least=$(tail -n 1 <<<"$fitting" | cut -f 1)
+    fitting=$(awk -F '\t' -v least="$least" '$1 == least' <<<"$fitting")
+    [[ $list != "$GPU_TYPES" ]] || set_parameter '' InstanceTypes "$(cut -f 3 <<<"$fitting" | paste -s -d , -)"
+    if ! is_settled VCPUS || ! is_settled Memory; then
+        is_settled VCPUS || set_parameter --vcpus VCPUS "${least%.*}"
+        is_settled Memory || set_parameter --mem Memory $(($(cut -f 5 <<<"$fitting" | sort -n | sed -n 1p) / 100 * 100))
+        [[ $(value_of InstanceTypes) == p* ]] && kind=P || kind='G and VT'
+        [[ $(value_of Spot) == yes ]] && kind="All $kind Spot Instance Requests" || kind="Running On-Demand $kind instances"
+        say "Each worker has --gpus $gpus --vcpus $(value_of VCPUS) --mem $(value_of Memory), on $(value_of InstanceTypes). Of the quota \"$kind\" a new account has 0 vCPUs; scripts/check.sh --dry says how many yours has."
+    fi
 }
 
 # What CloudFormation cannot work out: the architecture, and how many vCPUs the instances need to have so that all
 # workers find a place. Batch counts the vCPUs of instances, not of jobs, and may pick any type that holds a job.
 work_out_computers() {
-    local list vcpus memory jobs types architectures most=0 worst=''
-    list=$(value_of InstanceTypes) vcpus=$(value_of VCPUS) memory=$(value_of Memory) jobs=$(value_of MaxJobs)
+    local list vcpus memory gpus jobs types architectures each fit worst of hint
+    choose_gpu_sizes
+    list=$(value_of InstanceTypes) vcpus=$(value_of VCPUS) memory=$(value_of Memory) gpus=$(value_of GPUS) jobs=$(value_of MaxJobs)
     types=$(instance_types "$list") || exit 1
     [[ -n $types && $types != None ]] || die "region $REGION has no instance types '$list' (--instancetype)."
     architectures=$(cut -f 4 <<<"$types" | sort -u)
@@ -579,18 +670,16 @@ work_out_computers() {
         set_parameter '--maxjobs times --vcpus' MaxVCPUS $((jobs * vcpus))
         return
     fi
-    read -r most worst < <(awk -F '\t' -v vcpus="$vcpus" -v memory="$memory" -v jobs="$jobs" -v percent=$MEMORY_PERCENT '
-        {
-            fit = int($2 / vcpus); by_memory = int($3 * percent / 100 / memory)
-            if (by_memory < fit) fit = by_memory
-            if (fit && $2 / fit > each) { each = $2 / fit; type = $1 }
-        }
-        END { total = jobs * each; print int(total) + (total > int(total)), (each > vcpus ? type " " each : "") }' <<<"$types")
-    [[ $most -gt 0 ]] ||
+    IFS=$'\t' read -r each fit worst of _ < <(fits "$vcpus" "$memory" "$gpus" <<<"$types") ||
         die "no instance of '$list' holds a worker of $vcpus vCPUs and $memory MiB (--vcpus, --mem, --instancetype); a tenth of its memory is the system's."
-    [[ -z $worst ]] ||
-        warn "note: workers of $vcpus vCPUs and $memory MiB do not fill the instances: on a ${worst% *} each takes ${worst#* } vCPUs, which cost money. Per vCPU, $FILLING_MEMORY MiB fill the families c, 3600 m and 7300 r (--instancetype m6i,m7i)."
-    set_parameter '--maxjobs times --vcpus' MaxVCPUS "$most"
+    if [[ $gpus == 0 ]]; then
+        hint="Per vCPU, $FILLING_MEMORY MiB fill the families c, 3600 m and 7300 r (--instancetype m6i,m7i)."
+    else
+        hint="Sizes such as g6.xlarge (--instancetype), without --vcpus and --mem, are filled by workers of one GPU."
+    fi
+    [[ $of -le $((vcpus * fit)) ]] ||
+        warn "note: workers of $vcpus vCPUs and $memory MiB do not fill the instances: on a $worst each takes $each vCPUs, which cost money. $hint"
+    set_parameter '--maxjobs times --vcpus' MaxVCPUS $(((jobs * of + fit - 1) / fit))
 }
 
 # parameters_json NAMES: all given parameters for the aws command line. Those in NAMES (words) that are not given keep

@@ -7,6 +7,8 @@
 # Workers:
 #   --vcpus N             vCPUs of each (1)
 #   --mem MIB             memory of each, in MiB (1800 per vCPU: fills the cheapest instances; see --instancetype)
+#   --gpus N              NVIDIA's GPUs of each, which no other worker shares (0). Without --instancetype, --vcpus and
+#                         --mem: the sizes of g6, g5 and g4dn that such workers fill
 #   --maxjobs N           how many may run at a time (10)
 #   --spot                Spot capacity: a third of the price or less, may be taken back; interrupted workers are
 #                         started again
@@ -21,7 +23,8 @@
 #   --fargate             AWS Fargate instead of EC2 instances: workers start in about a minute, and cost more per
 #                         vCPU. Fixed pairs, such as 1 vCPU and 2048 to 8192 MiB, 2 and 4096 to 16384, 4 and 8192 to
 #                         30720. A stack keeps this, and with it --spot, as long as it lives
-#   --volume GIB          disk of an instance, which all workers on it share; with --fargate of each worker (30)
+#   --volume GIB          disk of an instance, which all workers on it share; with --fargate of each worker (30; 100 with
+#                         --gpus, as images with CUDA are large)
 #   --keepwarm MINUTES    an instance without a job waits so long for the next run, and is paid for: 20 to 10080
 #                         (as AWS Batch does by itself: some minutes)
 #   --az ZONE             an availability zone such as ap-southeast-2a; repeatable (all of the region that have
@@ -65,9 +68,9 @@ read_options() {
     done
 }
 
-# The value given for a parameter, or the default of batch.yaml.
-value_of() {
-    parameter "$1" || template_value "$1" Default
+# A stack that is not there has no values.
+current() {
+    return 1
 }
 
 refuse_existing_stack() {
@@ -115,24 +118,10 @@ make_service_roles() {
     done
 }
 
-# Memory that goes with the vCPUs, where it was not given.
-choose_memory() {
-    local vcpus
-    vcpus=$(value_of VCPUS)
-    parameter MainMemory >/dev/null || set_parameter --mainmem MainMemory "$(fargate_memory "$(value_of MainVCPUS)" 4096)"
-    if parameter Memory >/dev/null; then
-        return
-    elif [[ $(value_of Fargate) == yes ]]; then
-        set_parameter --mem Memory "$(fargate_memory "$vcpus" 2048)"
-    else
-        set_parameter --mem Memory $((vcpus * FILLING_MEMORY))
-    fi
-}
-
 read_options "$@"
 check_settings
 finish_parameters
-choose_memory
+choose_sizes
 check_sizes
 
 refuse_existing_stack

@@ -8,10 +8,13 @@
 #   scripts/modify.sh [OPTION...]
 #
 #   --vcpus N, --mem MIB, --maxjobs N, --timeout SECONDS, --idletimeout SECONDS
-#   --instancetype LIST*, --arm64*, --spot*, --ondemand*, --volume GIB*, --keepwarm MINUTES*, --az ZONE*, --tag VALUE*
+#   --gpus N*, --instancetype LIST*, --arm64*, --spot*, --ondemand*, --volume GIB*, --keepwarm MINUTES*, --az ZONE*
+#   --tag VALUE*
 #   --mainvcpus N, --mainmem MIB, --maindisk GIB, --logdays DAYS
 #                         as in scripts/create.sh. Build the image anew when the kind of processor changes. A stack
 #                         on Fargate stays there, and on Spot or not
+#   --gpus N              with another N than before, instance types, vCPUs, memory and disk become those that go with it,
+#                         as in a new stack, but for those that are given, too
 #   --az ZONE             the zones given replace those there were. Not while a main job has not ended, nor, on Fargate,
 #                         any other job
 #   --readbucket NAME, --writebucket NAME
@@ -47,11 +50,6 @@ current() {
     awk -F '\t' -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' <<<"$CURRENT"
 }
 
-# The value given for a parameter, or the one the stack has, or the default of batch.yaml.
-value_of() {
-    parameter "$1" || current "$1" || template_value "$1" Default
-}
-
 # What AWS Batch cannot change in an environment that is there.
 refuse_another_kind() {
     local fargate spot
@@ -81,11 +79,18 @@ refuse_zones_of_running_jobs() {
     done
 }
 
+# What was right for workers with as many GPUs as before is not for others.
+forget_what_goes_with_gpus() {
+    [[ $(value_of GPUS) != "$(current GPUS || echo 0)" ]] || return 0
+    [[ $(current Architecture) != ARM64 ]] || parameter InstanceTypes >/dev/null || refuse_graviton_with_gpus
+    CURRENT=$(grep -Ev $'^(InstanceTypes|VCPUS|Memory|VolumeSize)\t' <<<"$CURRENT")
+}
+
 # What happens to jobs that run. The parameters are those of which batch.yaml makes instances.
 say_of_jobs() {
     local name
     [[ $(value_of Fargate) == no ]] || return 0
-    for name in InstanceTypes Spot VolumeSize KeepWarm AvailabilityZones Tag; do
+    for name in GPUS InstanceTypes Spot VolumeSize KeepWarm AvailabilityZones Tag; do
         if changes "$name"; then
             say "Instances are replaced. Jobs that run may go on for five days on theirs; then AWS Batch ends them. The change may take until the last of them has ended, and the stack can be changed no further meanwhile."
             return
@@ -103,6 +108,8 @@ require_stack
 CURRENT=$(aws cloudformation describe-stacks --stack-name "$STACK" \
     --query 'Stacks[0].Parameters[].[ParameterKey, ParameterValue]' --output text)
 refuse_another_kind
+forget_what_goes_with_gpus
+choose_sizes
 check_sizes
 [[ ${#ZONES[@]} -eq 0 ]] || check_zones "${ZONES[@]}"
 use_partition

@@ -56,13 +56,13 @@ def refuse(what):
 
 
 def needs_of(*sources):
-    """vCPUs and MiB that a job definition and the overrides of a job, which come later, ask for."""
+    """vCPUs, MiB and GPUs that a job definition and the overrides of a job, which come later, ask for."""
     needs = {}
     for source in sources:
         needs.update({'VCPU': source['vcpus']} if 'vcpus' in source else {})
         needs.update({'MEMORY': source['memory']} if 'memory' in source else {})
         needs.update({need['type']: need['value'] for need in source.get('resourceRequirements') or []})
-    return float(needs.get('VCPU', 1)), int(needs.get('MEMORY', 2048))
+    return float(needs.get('VCPU', 1)), int(needs.get('MEMORY', 2048)), int(needs.get('GPU', 0))
 
 
 def check(retry, timeout, capabilities, container, overrides):
@@ -105,7 +105,8 @@ class Job:
         self.properties = properties = definition.container_properties
         self.command = overrides.get('command') or properties.get('command') or []
         self.environment = {**named(properties.get('environment')), **named(overrides.get('environment'))}
-        self.vcpus, self.memory = needs_of(properties, overrides)
+        self.vcpus, self.memory, self.gpus = needs_of(properties, overrides)
+        self.cards = []                          # ids of the GPUs that it has for itself
         self.retry = request.get('retryStrategy') or definition.retry_strategy or {}
         self.timeout = request.get('timeout') or definition.timeout or {}
         self.move('SUBMITTED')
@@ -144,7 +145,8 @@ class Job:
         """As DescribeJobs shows it."""
         container = dict(self.properties)
         container.pop('vcpus', container.pop('memory', None))
-        needs = {'VCPU': f'{self.vcpus:g}', 'MEMORY': str(self.memory)}
+        needs = {'VCPU': f'{self.vcpus:g}', 'MEMORY': str(self.memory),
+                 **({'GPU': str(self.gpus)} if self.gpus else {})}
         container.update(
             command=self.command, networkInterfaces=[], **self.container,
             environment=[{'name': name, 'value': value} for name, value in self.environment.items()],

@@ -148,6 +148,8 @@ class Task:
         answer.update(job.environment)
         answer.update(AWS_BATCH_JOB_ID=job.id, AWS_BATCH_JOB_ATTEMPT=str(len(job.attempts) + 1),
                       AWS_BATCH_CE_NAME=compute.name, AWS_BATCH_JQ_NAME=job.queue.name)
+        if job.cards:                            # the agent of ECS says it so (agent/api/task/task.go)
+            answer['NVIDIA_VISIBLE_DEVICES'] = ','.join(job.cards)
         if job.parent:
             answer.update(AWS_BATCH_JOB_ARRAY_INDEX=str(job.index),
                           AWS_BATCH_JOB_ARRAY_SIZE=str(len(job.parent.children)))

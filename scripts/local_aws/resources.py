@@ -15,7 +15,7 @@ from moto.logs.models import LogGroup
 
 from local_aws import ACCOUNT, PARTITION, AwsError
 from local_aws.batch import batch_backend
-from local_aws.instances import is_fargate
+from local_aws.instances import INSTANCE_TYPES, is_fargate, types_of
 
 # Roles with which services act for an account; moto makes them of the names of services.
 SERVICE_ROLE, ECS_ROLE = 'AWSServiceRoleForBatch', 'AWSServiceRoleForECS'
@@ -56,6 +56,12 @@ class Plain:
 
 def environment(item, name, given, backend):
     """Make or change a compute environment. Where it names no role, it has the one of Batch itself."""
+    resources = given['computeResources']
+    if 'NVIDIA' in str(resources.get('ec2Configuration')) and any(
+            'arm64' in INSTANCE_TYPES[kind]['ProcessorInfo']['SupportedArchitectures']
+            for *_, kind in types_of(tuple(resources['instanceTypes']))):
+        raise AwsError('ClientException', 'Error executing request, Exception : ECS_AL2023_NVIDIA is not for '
+                       'Graviton-based instance types.')
     if item:
         update = {**given['computeResources'], **given}
         if update.get('replaceComputeEnvironment', True):

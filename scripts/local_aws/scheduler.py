@@ -125,7 +125,7 @@ class Scheduler(threading.Thread):
                 left = self.quota - sum(each.used() for each in self.fleets.values())
                 instance, why = fleet.place(job, left)
                 if instance:
-                    instance.jobs.add(job)
+                    instance.take(job)
                     job.fleet, job.instance, job.blocked = fleet, instance, None
                     self._start(job)
                     return True

@@ -1,0 +1,106 @@
+"""
+A graphics card per worker: create.sh and modify.sh --gpus, AWSBatchExecutor(gpus=), and what the local AWS does with them.
+"""
+import re
+
+import pytest
+
+from tests.helpers import ROOT, Stack, finish, refuses, run, run_main, succeeds
+
+
+@pytest.mark.parametrize('args, said', [
+    (['--gpus', '17'], "--gpus must be a whole number from 0 to 16, not '17'"),
+    (['--gpus', '1', '--fargate'], 'Fargate has no GPUs'),
+    (['--gpus', '1', '--arm64'], 'x86 alone, so workers on Graviton .ARM. get no GPUs')])
+def test_gpus_where_there_are_none_are_refused_before_aws_is_asked(args, said):
+    refuses(run('create.sh', *args, env={'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'}), said)
+
+
+def sizes(stack):
+    names = 'GPUS', 'InstanceTypes', 'VCPUS', 'Memory', 'VolumeSize', 'MaxVCPUS', 'Architecture'
+    return dict(zip(names, map(stack.parameters().get, names)))
+
+
+ONE_EACH = {'GPUS': '1', 'InstanceTypes': 'g4dn.xlarge,g5.xlarge,g6.xlarge', 'VCPUS': '4', 'Memory': '14700',
+            'VolumeSize': '100', 'MaxVCPUS': '40', 'Architecture': 'X86_64'}
+
+
+def what_aws_has(stack):
+    """The image of the instances, and what a worker asks for."""
+    batch, outputs = stack.client('batch'), stack.outputs()
+    environment, = batch.describe_compute_environments(
+        computeEnvironments=[outputs['ComputeEnvironmentArn']])['computeEnvironments']
+    definition, = batch.describe_job_definitions(
+        jobDefinitionName=outputs['BatchProcessingJobDefinitionName'], status='ACTIVE')['jobDefinitions']
+    return environment['computeResources']['ec2Configuration'], {
+        need['type']: need['value'] for need in definition['containerProperties']['resourceRequirements']}
+
+
+def test_create_with_gpus_alone_chooses_instances_that_workers_fill():
+    stack = Stack()
+    done = stack.run('create.sh', '--servicename', stack.service, '--gpus', 1, '--wait')
+    assert (done.returncode, done.stderr) == (0, ''), done.stderr       # and so no warning of waste
+    assert re.search('--gpus 1 --vcpus 4 --mem 14700, on g4dn.xlarge,g5.xlarge,g6.xlarge. .*"Running On-Demand G and '
+                     'VT instances" a new account has 0 vCPUs; scripts/check.sh --dry', done.stdout)
+    assert sizes(stack) == ONE_EACH
+    assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023_NVIDIA'}],
+                                   {'VCPU': '4', 'MEMORY': '14700', 'GPU': '1'})
+
+
+WHOSE_CARDS = """
+import os, time
+
+def cards(n):
+    time.sleep(0.5)         # so that the other workers have calls, too
+    return os.getppid(), os.environ['NVIDIA_VISIBLE_DEVICES']
+
+for gpus in None, 1:
+    with rios_awsbatch.AWSBatchExecutor(3, gpus=gpus) as executor:
+        executor.wait_for_workers(3)
+        print(*{text for _, text in executor.map(cards, range(12))}, sep=' ', flush=True)
+try:
+    with rios_awsbatch.AWSBatchExecutor(1, gpus=5) as executor:
+        executor.submit(abs, 1).result()
+except rios_awsbatch.BrokenAWSBatchExecutor as error:
+    print(error)
+"""
+
+
+def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path):
+    """From 0 to 1, to 2 on instances of four, and back to 0; with the wrong choices between."""
+    stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
+    before = stack.parameters()
+    finish(run_main(tmp_path, stack.env, '''
+        try:
+            rios_awsbatch.AWSBatchExecutor(1, gpus=1)
+        except rios_awsbatch.AWSBatchException as error:
+            assert '"scripts/modify.sh --gpus 1 --wait" gives it others' in str(error), error
+        else:
+            raise AssertionError
+        '''))
+    succeeds(stack.run('modify.sh', '--gpus', 1, '--wait'), 'Instances are replaced')
+    assert sizes(stack) == ONE_EACH
+    for args, said in (
+            (['--instancetype', 'c7i,m7i'], "no instance of 'c7i,m7i' has so many GPUs .--gpus 1, --instancetype"),
+            (['--instancetype', 'p3dn'], 'but for those of g3 and p3'),
+            (['--gpus', 9], 'has so many GPUs .--gpus 9'), (['--instancetype', 'g5g'], 'Graviton .* get no GPUs'),
+            (['--arm64'], 'Graviton .* get no GPUs')):
+        refuses(stack.run('modify.sh', *args), said)
+    assert sizes(stack) == ONE_EACH
+    # A family has instances with one GPU and many vCPUs.
+    done = stack.run('modify.sh', '--instancetype', 'g6', '--maxjobs', 3, '--wait')
+    assert 'on a g6.16xlarge each takes 64 vCPUs, which cost money. Sizes such as g6.xlarge' in done.stderr
+    assert sizes(stack) == dict(ONE_EACH, InstanceTypes='g6', MaxVCPUS=str(3 * 64))
+    succeeds(stack.run('modify.sh', '--gpus', 2, '--instancetype', 'g5.12xlarge', '--mem', 600, '--wait'))
+    assert sizes(stack) == dict(ONE_EACH, GPUS='2', InstanceTypes='g5.12xlarge', VCPUS='24', Memory='600', MaxVCPUS='72')
+    out, _ = finish(run_main(tmp_path, stack.env, WHOSE_CARDS))
+    two, one, why = out.splitlines()
+    for line, each in (two, 2), (one, 1):
+        workers = [text.split(',') for text in line.split()]
+        assert [len(cards) for cards in workers] == [each] * 3
+        ids = [card for cards in workers for card in cards]
+        assert len(set(ids)) == len(ids) and all(re.fullmatch('GPU-[0-9a-f-]{36}', card) for card in ids)
+    assert 'AWS Batch says: MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - ' in why and '--gpus' in why
+    succeeds(stack.run('modify.sh', '--gpus', 0, '--maxjobs', 10, '--wait'), 'Instances are replaced')
+    assert stack.parameters() == before
+    assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023'}], {'VCPU': '1', 'MEMORY': '1800'})
