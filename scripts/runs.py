@@ -2,10 +2,10 @@
 """
 The runs of a stack, from what scripts/status.sh has found of them on AWS.
 
-    runs.py NOW STACK START_SECONDS VCPU_HOUR QUEUES OBJECTS JOBS LEASES SEEN
+    runs.py NOW STACK START_SECONDS QUEUES OBJECTS JOBS LEASES SEEN
 
-NOW is UTC, as 2026-01-31T23:59:59. A run without a lease counts as living for START_SECONDS; VCPU_HOUR is in
-dollars. Files, whose columns tabs separate: QUEUES (URLs), OBJECTS (key, date, bytes), JOBS (id, name, state,
+NOW is UTC, as 2026-01-31T23:59:59. A run without a lease counts as living for START_SECONDS. Files, whose
+columns tabs separate: QUEUES (URLs), OBJECTS (key, date, bytes), JOBS (id, name, state,
 size), LEASES (key, JSON). SEEN is where this program remembers how far each run was at the last look.
 
 Writes a line for each run: its id, living or dead, age, queues, objects, megabytes, jobs, how far it is.
@@ -15,6 +15,8 @@ import datetime
 import json
 import re
 import sys
+
+from timeline import VCPU_HOUR, gpu_hour
 
 RUN_ID = re.compile(r'\d{8}T\d{6}-[0-9a-f]+')
 
@@ -44,14 +46,16 @@ def duration(seconds):
             f'{minutes} min')
 
 
-def progress(lease, before, vcpu_hour):
+def progress(lease, before):
     """
     How far a run is by its lease, and what the next look wants to know of this one: [blocks, when, rate]. The
     rate is that since the last look. ('', before) where the lease does not say.
     """
     try:
-        lease = {name: float(value) for name, value in json.loads(lease).items()
-                 if name != 'host' and value is not None}
+        lease = json.loads(lease)
+        gpus, gpu = float(lease.get('gpus') or 0), gpu_hour(lease.get('instances') or '')
+        lease = {name: float(value) for name, value in lease.items()
+                 if name not in ('host', 'instances') and value is not None}
         done, outstanding, began, at = (lease[name] for name in ('done', 'outstanding', 'began', 'now'))
         workers, up, vcpus = (lease[name] for name in ('workers', 'workers_up', 'vcpus'))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -64,11 +68,13 @@ def progress(lease, before, vcpu_hour):
     if rate > 0 and outstanding:
         left = outstanding / rate
         text += f', {duration(left)} left' if left >= 60 else f', {left:.0f} s left'
-    return text + f', about ${up * vcpus * (at - began) / 3600 * vcpu_hour:.2f} so far', [done, at, rate]
+    cost = up * (vcpus * VCPU_HOUR + gpus * (gpu or 0)) * (at - began) / 3600
+    without = ' without GPUs' if gpus and gpu is None else ''
+    return text + f', about ${cost:.2f}{without} so far', [done, at, rate]
 
 
-def main(now, stack, start_seconds, vcpu_hour, queues, objects, jobs, leases, seen):
-    start_seconds, vcpu_hour = float(start_seconds), float(vcpu_hour)
+def main(now, stack, start_seconds, queues, objects, jobs, leases, seen):
+    start_seconds = float(start_seconds)
     try:
         with open(seen) as file:
             looks = json.load(file)
@@ -98,7 +104,7 @@ def main(now, stack, start_seconds, vcpu_hour, queues, objects, jobs, leases, se
         age, far = (now - moment(name[:15], '%Y%m%dT%H%M%S')).total_seconds(), ''
         living = age < start_seconds if run['alive'] is None else run['alive']
         if living:
-            far, look = progress(leases.get(f'runs/{name}/lease', ''), looks.get(name), vcpu_hour)
+            far, look = progress(leases.get(f'runs/{name}/lease', ''), looks.get(name))
             looks[name] = look
         print(name, 'living' if living else 'dead', duration(age), run['queues'], run['objects'],
               f"{run['bytes'] / 1e6:.1f}", run['jobs'], far, sep='\t')

@@ -22,7 +22,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 CLEAN='' WATCH=''
 START_SECONDS=300      # for a run that has no lease, or none that can be read
 WATCH_SECONDS=10       # between two looks; main scripts renew their leases four times per LEASE_SECONDS
-VCPU_HOUR=0.05         # US dollars, as in scripts/timeline.py: on demand, Linux. Fargate about the same, Spot a third
 
 read_options() {
     while [[ $# -gt 0 ]]; do
@@ -124,8 +123,8 @@ list_runs() {
         # Where the run has just ended, its lease is gone.
         printf '%s\t%s\n' "$key" "$(aws_command s3 cp --quiet "s3://$BUCKET/$key" - </dev/null 2>/dev/null || true)"
     done < <(cut -f 1 "$OBJECTS" | grep '/lease$' || true) >"$LEASES"
-    python3 "$ROOT/scripts/runs.py" "$now" "$STACK" "$START_SECONDS" "$VCPU_HOUR" "$QUEUES" "$OBJECTS" "$JOBS" "$LEASES" \
-        "$SEEN" >"$RUNS"
+    python3 "$ROOT/scripts/runs.py" "$now" "$STACK" "$START_SECONDS" "$QUEUES" "$OBJECTS" "$JOBS" "$LEASES" "$SEEN" \
+        >"$RUNS"
 }
 
 # show_runs living|dead

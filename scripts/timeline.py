@@ -31,6 +31,10 @@ SQS_REQUEST = 0.40e-6           # standard queue
 SQS_CHUNK = 65536               # ... and each so many bytes of a request's messages count as one
 S3_PUT, S3_GET = 5e-6, 0.4e-6   # LIST is a PUT here, HEAD is a GET, DELETE is free
 VCPU_HOUR = 0.05                # on demand, Linux: 0.048 for m5, 0.041 for m7g (Graviton). Spot takes a third
+# What a GPU adds to that of its vCPUs, by family (August 2026): a g4dn.xlarge, with 4 vCPUs and one GPU, is
+# $0.526, a g5.xlarge $1.006, a g6.xlarge $0.8048, a g6e.xlarge $1.861. For larger sizes it is right within a
+# tenth, and up to a quarter too little for those of g6e.
+GPU_HOUR = {'g4dn': 0.33, 'g5': 0.81, 'g6': 0.60, 'g6e': 1.66}
 INTERNET_GB = 0.09              # results that leave AWS, if the main script runs elsewhere
 S3_PRICES = {'PutObject': S3_PUT, 'ListObjectsV2': S3_PUT, 'GetObject': S3_GET, 'HeadObject': S3_GET}
 
@@ -98,6 +102,15 @@ ADVICE = {
         'replaced them. "scripts/status.sh" and the warnings of the run say why.'}
 
 
+def gpu_hour(instances):
+    """
+    What a GPU costs for an hour, in US dollars: of these instance types or families (str, with commas) the
+    dearest, as nobody knows which Batch has picked; None where there is one whose price we do not know.
+    """
+    families = {name.partition('.')[0] for name in instances.split(',')}
+    return max(map(GPU_HOUR.get, families)) if families <= GPU_HOUR.keys() else None
+
+
 class ReportError(Exception):
     """There is nothing to draw; the message says why."""
 
@@ -128,14 +141,16 @@ class Run:
 
     Args:
         path (pathlib.Path): the report.
-        vcpu_hour (float): the price of a vCPU for an hour, in US dollars.
+        vcpu_hour, per_gpu (float): the price of a vCPU, and of a GPU, for an hour, in US dollars. Default of
+            the latter: what gpu_hour() says of the stack's instance types.
 
     Raises:
         ReportError: this is no report.
     """
-    def __init__(self, path, vcpu_hour=VCPU_HOUR):
+    def __init__(self, path, vcpu_hour=VCPU_HOUR, per_gpu=None):
         records = read(path)
         self.run, self.vcpu_hour = records['run'][0], vcpu_hour
+        self.gpu_hour = gpu_hour(self.run.get('instances') or '') if per_gpu is None else per_gpu
         self.end = records['end'][0] if records['end'] else None        # the script was killed, or still runs
         self.blocks, self.taken, self.lost = records['block'], records['taken'], records['lost']
         self.told = [told['text'] for told in records['told']]
@@ -301,11 +316,17 @@ class Run:
 
     def vcpu_hours(self):
         """How long workers were up, and so cost money."""
-        return sum(stay['end'] - stay['up'] for stay in self.stays) / 3600 * float(self.run['vcpus'] or 1)
+        return self._hours() * float(self.run['vcpus'] or 1)
+
+    def gpu_hours(self):
+        return self._hours() * float(self.run.get('gpus') or 0)
+
+    def _hours(self):
+        return sum(stay['end'] - stay['up'] for stay in self.stays) / 3600
 
     def costs(self):
         """An estimate in US dollars, for 'compute', and for 'sqs' and 's3' if the report has its end."""
-        costs = {'compute': self.vcpu_hours() * self.vcpu_hour}
+        costs = {'compute': self.vcpu_hours() * self.vcpu_hour + self.gpu_hours() * (self.gpu_hour or 0)}
         if self.end:
             requests = {name.rpartition('.')[2]: number for name, number in self.end['requests'].items()}
             # A large message is paid by its size when it is sent, and again when it is received.
@@ -320,9 +341,10 @@ class Run:
     # Words --------------------------------------------------------------------------------------
 
     def headline(self):
-        return '{:,} blocks, {} workers, {}: efficiency {:.0%}, about {} (estimate)'.format(
+        return '{:,} blocks, {} workers, {}: efficiency {:.0%}, about {} (estimate{})'.format(
             len(self.blocks), self.run['workers'], span(self.ended), self.efficiency,
-            dollars(sum(self.costs().values())))
+            dollars(sum(self.costs().values())),
+            ' without GPUs' if self.gpu_hours() and self.gpu_hour is None else '')
 
     def verdict(self):
         """One or two sentences: what to change."""
@@ -417,8 +439,10 @@ class Run:
         if self.taken:
             yield ('  main script  busy with results for {:.0%} of the time; what it writes after the last '
                    'is in no report'.format(self.writing))
-        yield '  cost         about {}: compute {} ({:.3g} vCPU-hours at ${:g}), {}'.format(
+        yield '  cost         about {}: compute {} ({:.3g} vCPU-hours at ${:g}{}), {}'.format(
             dollars(sum(costs.values())), dollars(costs['compute']), self.vcpu_hours(), self.vcpu_hour,
+            '' if not self.gpu_hours() else ', without GPUs' if self.gpu_hour is None else
+            ', {:.3g} GPU-hours at ${:g}'.format(self.gpu_hours(), self.gpu_hour),
             'SQS {}, S3 {}'.format(dollars(costs['sqs']), dollars(costs['s3'])) if self.end else
             'and requests, which are counted at the end')
         leaving = sum(block['bytes_out'] or 0 for block in self.blocks) / 1e9 * INTERNET_GB
@@ -582,6 +606,8 @@ def main():
                         help='what RIOS_AWSBATCH_REPORT was; or a RUN.jsonl in it')
     parser.add_argument('--vcpu-hour', metavar='DOLLARS', type=float, default=VCPU_HOUR,
                         help='price of a vCPU for an hour (%(default)s, about that of on-demand instances)')
+    parser.add_argument('--gpu-hour', metavar='DOLLARS', type=float,
+                        help='what a GPU adds to it (as on demand, by the families of the stack)')
     given = parser.parse_args()
     try:
         path = given.report
@@ -590,7 +616,7 @@ def main():
         if path is None or not path.exists():
             raise ReportError('There is no report in {}. A run writes one if RIOS_AWSBATCH_REPORT names the '
                               'folder.'.format(given.report))
-        run = Run(path, given.vcpu_hour)
+        run = Run(path, given.vcpu_hour, given.gpu_hour)
         print('\n'.join(run.summary()), flush=True)
         draw(run, path.with_suffix('.png'))
         print('\n{}'.format(path.with_suffix('.png')))

@@ -1,11 +1,13 @@
 """
 A graphics card per worker: create.sh and modify.sh --gpus, AWSBatchExecutor(gpus=), and what the local AWS does with them.
 """
+import importlib
+import json
 import re
 
 import pytest
 
-from tests.helpers import ROOT, Stack, finish, refuses, run, run_main, succeeds
+from tests.helpers import ROOT, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds
 
 
 @pytest.mark.parametrize('args, said', [
@@ -66,7 +68,14 @@ except rios_awsbatch.BrokenAWSBatchExecutor as error:
 """
 
 
-def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path):
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a Python script by its name."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module
+
+
+def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, scripts):
     """From 0 to 1, to 2 on instances of four, and back to 0; with the wrong choices between."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     before = stack.parameters()
@@ -83,8 +92,7 @@ def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path):
     for args, said in (
             (['--instancetype', 'c7i,m7i'], "no instance of 'c7i,m7i' has so many GPUs .--gpus 1, --instancetype"),
             (['--instancetype', 'p3dn'], 'but for those of g3 and p3'),
-            (['--gpus', 9], 'has so many GPUs .--gpus 9'), (['--instancetype', 'g5g'], 'Graviton .* get no GPUs'),
-            (['--arm64'], 'Graviton .* get no GPUs')):
+            (['--gpus', 9], 'has so many GPUs .--gpus 9'), (['--instancetype', 'g5g'], 'Graviton .* get no GPUs')):
         refuses(stack.run('modify.sh', *args), said)
     assert sizes(stack) == ONE_EACH
     # A family has instances with one GPU and many vCPUs.
@@ -93,7 +101,7 @@ def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path):
     assert sizes(stack) == dict(ONE_EACH, InstanceTypes='g6', MaxVCPUS=str(3 * 64))
     succeeds(stack.run('modify.sh', '--gpus', 2, '--instancetype', 'g5.12xlarge', '--mem', 600, '--wait'))
     assert sizes(stack) == dict(ONE_EACH, GPUS='2', InstanceTypes='g5.12xlarge', VCPUS='24', Memory='600', MaxVCPUS='72')
-    out, _ = finish(run_main(tmp_path, stack.env, WHOSE_CARDS))
+    out, _ = finish(run_main(tmp_path, dict(stack.env, RIOS_AWSBATCH_REPORT=str(tmp_path)), WHOSE_CARDS))
     two, one, why = out.splitlines()
     for line, each in (two, 2), (one, 1):
         workers = [text.split(',') for text in line.split()]
@@ -101,6 +109,21 @@ def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path):
         ids = [card for cards in workers for card in cards]
         assert len(set(ids)) == len(ids) and all(re.fullmatch('GPU-[0-9a-f-]{36}', card) for card in ids)
     assert 'AWS Batch says: MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - ' in why and '--gpus' in why
+    report = scripts('timeline').Run(min(tmp_path.glob('*.jsonl')))     # of two GPUs each
+    assert report.gpu_hours() > 0 and report.vcpu_hours() == pytest.approx(12 * report.gpu_hours())
+    assert report.costs()['compute'] == pytest.approx(report.gpu_hours() * (12 * 0.05 + 0.81))
+    assert re.search(r' GPU-hours at \$0.81\)', '\n'.join(report.summary()))
+    assert report.headline().endswith('(estimate)')
     succeeds(stack.run('modify.sh', '--gpus', 0, '--maxjobs', 10, '--wait'), 'Instances are replaced')
     assert stack.parameters() == before
     assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023'}], {'VCPU': '1', 'MEMORY': '1800'})
+
+
+@pytest.mark.parametrize('gpus, instances, said', [
+    (0, 'optimal', r'about \$1.20 so far'), (None, None, r'about \$1.20 so far'),
+    (1, 'g4dn.xlarge,g5.xlarge,g6.xlarge', r'about \$6.06 so far'),        # 3 workers, 2 hours, at $0.20 + $0.81
+    (1, 'g5.xlarge,p5', r'about \$1.20 without GPUs so far')])
+def test_cost_so_far_has_the_gpus_in_it_or_says_that_it_has_not(gpus, instances, said, scripts):
+    lease = {'host': 'laptop', 'began': 0, 'now': 7200, 'workers': 4, 'workers_up': 3, 'vcpus': '4', 'done': 1,
+             'outstanding': 1, 'gpus': gpus, 'instances': instances}
+    assert re.search(said + '$', scripts('runs').progress(json.dumps(lease), None)[0])

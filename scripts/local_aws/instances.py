@@ -5,8 +5,8 @@ Batch, ComputeResource.maxvCpus). An instance offers jobs less memory than its n
 "Compute resource memory management"). Which type Batch starts is its own choice; here it is the smallest that
 holds the job. An instance goes with its last job. Fargate has none: a job counts as itself.
 
-A job has the GPUs that it asks for to itself (ResourceRequirement.value in the model: physical GPUs, reserved for
-the container). An instance has them where its system has NVIDIA's driver (Ec2Configuration.imageType)."""
+A job has the GPUs that it asks for to itself (ResourceRequirement.value in the model: physical GPUs, reserved
+for the container). An instance has them where its system has NVIDIA's driver (Ec2Configuration.imageType)."""
 import functools
 import uuid
 
@@ -59,7 +59,7 @@ def is_fargate(environment):
 
 @functools.lru_cache(None)
 def types_of(wanted):
-    """(vCPUs, MiB for jobs, GPUs, name) of all types that these types and families name, the smallest first."""
+    """(vCPUs, MiB for jobs, GPUs, name) of all types that these types and families name, smallest first."""
     families = {family for name in wanted for family in BUNDLES.get(name, [name])}
     found = []
     for name, facts in INSTANCE_TYPES.items():
