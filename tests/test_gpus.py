@@ -3,11 +3,16 @@ A graphics card per worker: create.sh and modify.sh --gpus, AWSBatchExecutor(gpu
 """
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 
+import numpy
 import pytest
+from osgeo import gdal
 
-from tests.helpers import ROOT, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds
+from tests.helpers import EXAMPLES, PATIENCE, ROOT, SCENE, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds
 
 
 @pytest.mark.parametrize('args, said', [
@@ -127,3 +132,23 @@ def test_cost_so_far_has_the_gpus_in_it_or_says_that_it_has_not(gpus, instances,
     lease = {'host': 'laptop', 'began': 0, 'now': 7200, 'workers': 4, 'workers_up': 3, 'vcpus': '4', 'done': 1,
              'outstanding': 1, 'gpus': gpus, 'instances': instances}
     assert re.search(said + '$', scripts('runs').progress(json.dumps(lease), None)[0])
+
+
+def segmented(output, *args, **env):
+    """Let the example compute a raster: its pixels, what it said, and its log."""
+    done = subprocess.run([sys.executable, EXAMPLES / 'segment_gpu.py', SCENE, output, *args], text=True, timeout=PATIENCE,
+                          capture_output=True, env=dict(os.environ, PYTHONPATH=str(ROOT), **env))
+    assert done.returncode == 0, done.stderr
+    return gdal.Open(str(output)).ReadAsArray(), done.stdout, done.stderr
+
+
+def test_example_gives_what_one_process_does_and_each_worker_loads_the_network_once(tmp_path):
+    assert (EXAMPLES / 'segment_gpu.py').read_text().count('\n') <= 100
+    serial, said, _ = segmented(tmp_path / 'serial.tif', '--serial')
+    assert 'No GPU: computed on the CPU.' in said and '36 blocks on the CPU; water 15%, plants 38%' in said
+    pixels, said, log = segmented(tmp_path / 'cover.tif', '--workers', '3', RIOS_AWSBATCH_WORKER_OUTPUT='1',
+                                  RIOS_AWSBATCH_REPORT=str(tmp_path))
+    assert numpy.array_equal(pixels, serial) and 'No GPU: computed on the CPU.' in said
+    report, = tmp_path.glob('*.jsonl')
+    workers = {record['worker'] for record in map(json.loads, report.read_text().splitlines()) if record['is'] == 'block'}
+    assert log.count('the network is loaded, for the CPU') == len(workers), log
