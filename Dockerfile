@@ -51,6 +51,8 @@ COPY --from=pip /usr/local /usr/local
 # The modules, and the user's own beside them, are found from any folder: a main script imports them too. Log lines
 # appear as they are written.
 ENV PYTHONPATH=/opt/rios_awsbatch PYTHONUNBUFFERED=1
+# For GPUs nothing is set: the agent of ECS says NVIDIA_VISIBLE_DEVICES, and where there is no NVIDIA_DRIVER_CAPABILITIES,
+# NVIDIA's runtime gives compute and utility (its user guide, Driver capabilities).
 # GDAL on S3: it tries again where S3 or a web server asks it to, and writes any format, by way of a file in /tmp. Its
 # cache is 256 MB, since 5 % of the memory, its default, is that of the whole machine for some versions. It asks at once
 # for all tiles of a window, up to 200 MB of them, instead of 10; and writes a file of up to 200 MB, instead of 50, with

@@ -83,7 +83,7 @@ def main():
                 results = executor.map(segment, pixels, buffersize=4 * args.workers)
                 blocks.write(output, windows, classes(results, devices))
     if 'CPU' in devices:
-        print('No GPU: computed on the CPU. See scripts/create.sh --gpus, and that the image has onnxruntime-gpu.')
+        print('No GPU: computed on the CPU. A GPU takes scripts/create.sh --gpus, and onnxruntime-gpu.')
     counts = np.bincount(gdal.Open(args.output).ReadAsArray().ravel(), minlength=len(NAMES))
     found = ', '.join(f'{name} {count / counts.sum():.0%}' for name, count in zip(NAMES, counts))
     print(f'{args.output}: {len(windows)} blocks on the {" and ".join(sorted(devices))}; {found}')

@@ -12,8 +12,11 @@ import time
 import rios_awsbatch
 from rios_awsbatch import AWS_ERRORS, DENIED, REGION, STACK_NAME, AWSBatchException, is_one_of
 
-# Of Service Quotas: vCPUs at a time, by the type of a compute environment; on EC2 for families from a to z.
+# Of Service Quotas: vCPUs at a time, by the type of a compute environment; on EC2 for families from a to z,
+# and for those with GPUs apart from them.
 QUOTAS = {'EC2': ('ec2', 'L-1216C47A'), 'SPOT': ('ec2', 'L-34B43A08'),
+          'EC2 G and VT': ('ec2', 'L-DB2E81BA'), 'SPOT G and VT': ('ec2', 'L-3819A6DF'),
+          'EC2 P': ('ec2', 'L-417A185B'), 'SPOT P': ('ec2', 'L-7212CCBC'),
           'FARGATE': ('fargate', 'L-3032A538'), 'FARGATE_SPOT': ('fargate', 'L-36FBB829')}
 # ComputeResource.instanceTypes in the model of Batch.
 BUNDLES = {'optimal': 'm6i c6i r6i c7i', 'default_arm64': 'm6g c6g r6g c7g'}
@@ -123,7 +126,8 @@ class Checks:
                      'mend that, or make the stack anew: scripts/delete.sh, scripts/create.sh', stops=True)
             resources = found[0]['computeResources']
             with self.asking('quota'):
-                self.quota(resources['type'], int(resources['maxvCpus']))
+                self.quota(resources['type'] + group_of((resources.get('instanceTypes') or [''])[0]),
+                           int(resources['maxvCpus']))
             if resources['type'] in ('EC2', 'SPOT'):
                 with self.asking('instances'):
                     self.offered(resources)
@@ -260,6 +264,10 @@ class Checks:
             if not self.quiet:
                 print(f'    believed: {believed}; seen: {saw}')
 
+
+def group_of(instance_type):
+    """What a type or family counts to, as QUOTAS says it behind "EC2" and "SPOT"."""
+    return ' G and VT' if re.match('g|vt', instance_type) else ' P' if instance_type[:1] == 'p' else ''
 
 def trips(session, bucket):
     """How long requests take that S3 and SQS refuse, and by how much the clock here is ahead."""

@@ -134,6 +134,15 @@ def test_cost_so_far_has_the_gpus_in_it_or_says_that_it_has_not(gpus, instances,
     assert re.search(said + '$', scripts('runs').progress(json.dumps(lease), None)[0])
 
 
+@pytest.mark.parametrize('types, spot, code', [
+    ('g5.xlarge,g6.xlarge', 'no', 'G and VT, 0 used.* L-DB2E81BA '), ('p5', 'yes', 'SPOT P, 0 used.* L-7212CCBC ')])
+def test_check_asks_for_the_quota_of_instances_with_gpus(types, spot, code, tmp_path):
+    """No account here has one that is too small for 20,000 vCPUs."""
+    stack = Stack(InstanceTypes=types, Spot=spot, GPUS=1, MaxVCPUS=20000).create()
+    done = stack.run('check.sh', '--dry', env={'PYTHONPATH': ''}, folder=tmp_path)
+    assert re.search('✗ quota: 10000 vCPUs of the kind .*{}'.format(code), done.stdout), done.stdout + done.stderr
+
+
 def segmented(output, *args, **env):
     """Let the example compute a raster: its pixels, what it said, and its log."""
     done = subprocess.run([sys.executable, EXAMPLES / 'segment_gpu.py', SCENE, output, *args], text=True, timeout=PATIENCE,
