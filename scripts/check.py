@@ -121,7 +121,8 @@ class Checks:
             found = batch.describe_compute_environments(
                 computeEnvironments=[self.outputs['ComputeEnvironmentArn']])['computeEnvironments']
             found += batch.describe_job_queues(jobQueues=[self.queue])['jobQueues']
-            said = ', '.join(f'{each["state"]} {each["status"]} {each.get("statusReason", "")}' for each in found)
+            said = ', '.join(f'{each["state"]} {each["status"]} {each.get("statusReason", "")}'
+                             for each in found)
             self.say(not re.search('DISABLED|INVALID|DELET', said), 'computers', f'AWS Batch says: {said}',
                      'mend that, or make the stack anew: scripts/delete.sh, scripts/create.sh', stops=True)
             resources = found[0]['computeResources']
@@ -268,6 +269,7 @@ class Checks:
 def group_of(instance_type):
     """What a type or family counts to, as QUOTAS says it behind "EC2" and "SPOT"."""
     return ' G and VT' if re.match('g|vt', instance_type) else ' P' if instance_type[:1] == 'p' else ''
+
 
 def trips(session, bucket):
     """How long requests take that S3 and SQS refuse, and by how much the clock here is ahead."""
