@@ -103,12 +103,12 @@ start_servers() {
     local tries=0
     ours . serve "$folder/port" >"$log" 2>&1 &
     servers+=($!)
-    ours aws_command.py serve "$folder/aws" "$@" &
+    ours aws_command.py "$folder/aws" "$@" &
     servers+=($!)
     mkdir "$folder/bin"
     # shellcheck disable=SC2016  # for the program to expand
-    printf '#!/bin/sh\nexec "%s" -IS "%s" call "%s" "$@"\n' \
-        "$python" "$root/scripts/local_aws/aws_command.py" "$folder/aws" >"$folder/bin/aws"
+    printf '#!/bin/sh\nexec "%s" -IS "%s" "%s" "$@"\n' \
+        "$python" "$root/scripts/local_aws/aws_call.py" "$folder/aws" >"$folder/bin/aws"
     chmod +x "$folder/bin/aws"
     PATH=$folder/bin:$PATH
     until [[ -s $folder/port && -S $folder/aws ]]; do

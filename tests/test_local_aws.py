@@ -146,7 +146,7 @@ def test_aws_under_local_ends_with_a_signal_as_any_program(tmp_path):
     mine = str(local.temporary)
 
     def waiting():
-        return [pid for pid, words in processes_with(mine) if b'receive-message' in words and b'aws_command' in words]
+        return [pid for pid, words in processes_with(mine) if b'receive-message' in words and b'aws_call' in words]
     found = wait_until(waiting)
     os.kill(int(found[0]), signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)

@@ -5,6 +5,7 @@ serves it over HTTP on the loopback address, and replaces the few places where m
 slow to measure anything with. Each room says in its first lines what moto does by itself, what is added, and
 why:
 
+    lean            what moto need not read at its start
     front           HTTP with keep-alive; each request counted, delayed, failed, allowed, carried out
     control         GET and POST under /_local/, for the tests
     request         what a request asks of which service, and how each service writes an error
@@ -18,7 +19,7 @@ why:
     disk            the empty disk of a container
     cloudformation  stacks: events, roll-back, updates in place, deletions that can fail
     resources       kinds of resources that moto lacks or cannot change
-    aws_command     the `aws` under local.sh, which is quicker than awscli's own
+    aws_command     the `aws` under local.sh (aws_call), which is quicker than awscli's own
 
 `scripts/local.sh` starts and stops it, and describes its settings. By hand:
 

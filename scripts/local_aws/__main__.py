@@ -10,7 +10,9 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def serve(port_file):
     """Serve until SIGTERM."""
-    from local_aws import front
+    from local_aws import lean
+    with lean.imports():
+        from local_aws import front
     front.serve(port_file)
 
 

@@ -1,18 +1,17 @@
 """The aws command line, for many calls: one process has imported it, and forks for each call.
 
-Most of what a call of the aws command costs is that Python imports it, and scripts make many. So the `aws` of
-local.sh hands its arguments, environment, working folder and files to such a process, and has its exit
-status. It is awscli all the same, with everything it does to ask AWS.
+To import awscli is most of what a call of the aws command costs, and scripts make many. So the `aws` of local.sh
+(`aws_call`) hands its arguments, environment, working folder and files to a process that has done it, and has
+its exit status. It is awscli all the same, with everything it does to ask AWS.
 
-    python -IS aws_command.py call SOCKET [WORD...]      an aws command
-    python aws_command.py serve SOCKET [now]             answer such calls, until who started this is gone
+    python aws_command.py SOCKET [now]      answer such calls, until who started this is gone
 
 awscli is imported at once, or at the first call, which waits for it."""
 import array
+import ast
 import contextlib
 import functools
 import gc
-import json
 import os
 import signal
 import socket
@@ -24,24 +23,6 @@ import traceback
 SERVICES = 'batch', 'cloudformation', 'ec2', 'ecr', 'iam', 'logs', 's3', 'service-quotas', 'sqs', 'sts'
 # How often the server looks whether who started it is still there, in seconds.
 LOOK_SECONDS = 1
-
-
-def call(path, *words):
-    """Have a command done; its exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Version 1 of the command line overlooks AWS_ENDPOINT_URL for SQS, so it is told again.
-    endpoint = os.environ.get('AWS_ENDPOINT_URL')
-    request = json.dumps([(['--endpoint-url', endpoint] if endpoint else []) + list(words), os.getcwd(),
-                          dict(os.environ)]).encode()
-    with socket.socket(socket.AF_UNIX) as server:
-        try:
-            os.chdir(os.path.dirname(path))         # a socket's address may have 100 letters
-            server.connect(os.path.basename(path))
-        except OSError as error:
-            sys.exit(f'aws: the local AWS has ended ({error}).')
-        server.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0, 1, 2]))])
-        server.sendall(request + b'\n')
-        sys.exit((server.recv(1) or b'\x01')[0])
 
 
 def serve(path, when='later'):
@@ -74,12 +55,15 @@ def command_line():
     driver = awscli.clidriver.create_clidriver()
     driver.session.get_available_services()
     loader = driver.session.get_component('data_loader')
+    for name in 'endpoints', 'partitions', 'sdk-default-configuration', '_retry':
+        loader.load_data(name)
     for service in SERVICES:
-        for kind in 'service-2', 'endpoint-rule-set-1', 'paginators-1':
+        for kind in 'service-2', 'endpoint-rule-set-1', 'paginators-1', 'waiters-2':
             with contextlib.suppress(Exception):
                 loader.load_service_model(service, kind)
     gc.collect()
-    gc.freeze()             # calls share it
+    gc.freeze()             # calls share it,
+    gc.disable()            # ... and end before they need it
     # Version 2 has its messages of errors around it.
     return getattr(awscli.clidriver, 'AWSCLIEntryPoint', lambda driver: driver)(driver).main
 
@@ -97,7 +81,7 @@ def answer(caller, main):
             os.dup2(file, number)
             os.close(file)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, 'w'), open(2, 'w')
-        words, folder, environment = json.loads(caller.makefile('rb').readline())
+        words, folder, environment = ast.literal_eval(caller.makefile().readline())
         threading.Thread(target=end_with, args=(caller, over), daemon=True).start()
         os.chdir(folder)
         data = os.environ['AWS_DATA_PATH']          # awscli's own setting, from when it was imported
@@ -128,7 +112,5 @@ def end_with(caller, over):
 
 
 if __name__ == '__main__':
-    # Not this file's folder, which would hide modules of others (json, request).
-    if sys.argv[1] == 'serve':
-        del sys.path[0]
-    {'call': call, 'serve': serve}[sys.argv[1]](*sys.argv[2:])
+    del sys.path[0]         # this file's folder, which would hide modules of others (request)
+    serve(*sys.argv[1:])
