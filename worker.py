@@ -18,6 +18,7 @@ import collections
 import contextlib
 import email.utils
 import functools
+import gc
 import importlib
 import io
 import logging
@@ -373,6 +374,8 @@ class Worker:
             self._say('misfit', text=wrong)
             raise rios_awsbatch.AWSBatchException(wrong)
         self._say('hello', attempt=self.attempt)
+        gc.freeze()
+        gc.enable()
         idle, visibility = self.settings.idle, self.settings.visibility
         if idle < visibility:
             self._break_off(f'RIOS_NOMSG_TIMEOUT ({idle:g} s) is below the visibility time-out of the queue, '
@@ -618,6 +621,7 @@ def main():
         sys.exit('This image computes blocks for rios_awsbatch, whose main script sets RIOSRun. If yours is '
                  'a script for RIOS, "import rios_awsbatch" is missing at its top.')
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_AGAIN))
+    gc.disable()                        # until it is up: what is imported and made until then stays
     printed = Printed() if os.environ.get('RIOSOutput') == 'true' else None
     computer = start_computer(printed)
     import rios_awsbatch                # meanwhile

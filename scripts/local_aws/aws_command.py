@@ -1,8 +1,8 @@
 """The aws command line, for many calls: one process has imported it, and forks for each call.
 
-To import awscli is most of what a call of the aws command costs, and scripts make many. So the `aws` of local.sh
-(`aws_call`) hands its arguments, environment, working folder and files to a process that has done it, and has
-its exit status. It is awscli all the same, with everything it does to ask AWS.
+To import awscli is most of what a call of the aws command costs, and scripts make many. So the `aws` of
+local.sh (`aws_call`) hands its arguments, environment, working folder and files to a process that has done
+it, and has its exit status. It is awscli all the same, with everything it does to ask AWS.
 
     python aws_command.py SOCKET [now]      answer such calls, until who started this is gone
 
