@@ -6,6 +6,7 @@ stack, and its Batch jobs are real processes of worker.py. Nothing stands in for
 this folder and of the one above.
 """
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import types
 import urllib.request
 
 import boto3
+import botocore.loaders
 import cloudpickle
 import pytest
 import yaml
@@ -34,7 +36,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / 'scripts'
 EXAMPLES = ROOT / 'examples'
 SCENE = EXAMPLES / 'data' / 'landsat7_olinda.tif'
-sys.path.insert(0, str(EXAMPLES))       # some are imported, too
+sys.path[:0] = str(EXAMPLES), str(SCRIPTS)      # some are imported, too
+from local_aws.push import push         # noqa: E402
 REGION = rios_awsbatch.REGION
 # Of an image without anything.
 MANIFEST = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json', 'layers': []}
@@ -44,6 +47,8 @@ PATIENCE = 800
 QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
 for name, value in QUICK.items():
     setattr(rios_awsbatch, name, value)
+# Each session would read botocore's models anew.
+botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
 
 
 def square(x, seconds=0.0):
@@ -63,8 +68,13 @@ def local_aws(path, tell=None, env=os.environ):
 
 
 def client(service, env=os.environ):
-    return boto3.client(service, env.get('RIOS_AWSBATCH_REGION', REGION), endpoint_url=env['AWS_ENDPOINT_URL'],
-                        aws_access_key_id=env['AWS_ACCESS_KEY_ID'], aws_secret_access_key=env['AWS_SECRET_ACCESS_KEY'])
+    return _client(service, env.get('RIOS_AWSBATCH_REGION', REGION), env['AWS_ENDPOINT_URL'],
+                   env['AWS_ACCESS_KEY_ID'], env['AWS_SECRET_ACCESS_KEY'])
+
+
+@functools.cache
+def _client(service, region, endpoint, key, secret):
+    return boto3.client(service, region, endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret)
 
 
 def bucket():
@@ -73,12 +83,7 @@ def bucket():
 
 def pids(run, env=os.environ):
     """Process ids of the workers of a run."""
-    batch, found = client('batch', env), []
-    for job in local_aws('jobs', env=env)['jobs']:
-        described = batch.describe_jobs(jobs=[job['jobId']])['jobs']
-        if described and run in described[0]['jobName']:
-            found.append(job['pid'])
-    return found
+    return [job['pid'] for job in local_aws('jobs', env=env)['jobs'] if run in job['jobName']]
 
 
 def processes_of(pid):
@@ -324,13 +329,12 @@ class Stack:
     def __init__(self, name=None, service=None, region=REGION, env=os.environ, **parameters):
         self.name = name or 'T{:08x}'.format(random.getrandbits(32))
         self.service = service or self.name.lower().replace('-', '')
-        self.session = boto3.Session(env['AWS_ACCESS_KEY_ID'], env['AWS_SECRET_ACCESS_KEY'], region_name=region)
         self.endpoint = env['AWS_ENDPOINT_URL']
         self.env = dict(env, RIOS_AWSBATCH_STACK=self.name, RIOS_AWSBATCH_REGION=region)
         self.given = dict(parameters, ServiceName=self.service)
 
     def client(self, service):
-        return self.session.client(service, endpoint_url=self.endpoint)
+        return client(service, self.env)
 
     def create(self, template=ROOT / 'batch.yaml'):
         self.client('cloudformation').create_stack(
@@ -341,8 +345,7 @@ class Stack:
 
     def push(self, output, path, *variables):
         """Put an image whose entry point is a Python script into one of the two repositories."""
-        subprocess.run([sys.executable, SCRIPTS / 'local_aws', 'push', output, path, *variables], env=self.env,
-                       check=True, timeout=PATIENCE)
+        push(self.client, self.endpoint, self.name, output, path, *variables)
         return self
 
     def describe(self):

@@ -16,6 +16,7 @@ why:
     scheduler       which job runs when, on which instance, and what follows an attempt
     instances       the computers of a compute environment
     containers      images, processes, logs
+    push            what is in ECR after `docker push`
     disk            the empty disk of a container
     cloudformation  stacks: events, roll-back, updates in place, deletions that can fail
     resources       kinds of resources that moto lacks or cannot change

@@ -3,7 +3,7 @@ moto has a control of its own, which knows nothing of what this package adds.
 
 GET  /_local/requests         counts by 'main' and 'workers' (credentials of jobs) and service:operation;
                               POST /_local/requests/reset starts anew
-GET  /_local/jobs             running containers: jobId, pid, status, instance, instanceType
+GET  /_local/jobs             running containers: jobId, jobName, pid, status, instance, instanceType
 POST /_local/jobs/interrupt   {"jobId": ..., "notice": true}: its instance is taken away, with all jobs on it;
                               without a notice they get no SIGTERM
 GET  /_local/faults           the settings in force; POST {"errors": 0.05, ...} replaces them

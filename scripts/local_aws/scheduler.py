@@ -93,8 +93,9 @@ class Scheduler(threading.Thread):
     def processes(self):
         """The running containers, for the control endpoint."""
         with self.lock:
-            return [{'jobId': job.id, 'status': job.status, 'pid': job.task.pid,
-                     'instance': job.instance.id, 'instanceType': job.instance.kind}
+            return [{'jobId': job.id, 'jobName': job.request['jobName'], 'status': job.status,
+                     'pid': job.task.pid, 'instance': job.instance.id,
+                     'instanceType': job.instance.kind}
                     for job in self.open.values() if job.task]
 
     # ---- what happens by itself
