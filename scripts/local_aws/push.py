@@ -6,7 +6,7 @@ import urllib.request
 
 def push(client, endpoint, stack, output, path, *variables):
     """
-    Put an image `latest` whose entry point is the file `path` into the repository that is an output of a stack.
+    Put an image `latest` whose entry point is the file `path` into the repository that an output names.
     `client(service)` is a client of boto3 that may do that.
     """
     stacks = client('cloudformation').describe_stacks(StackName=stack)
