@@ -8,15 +8,14 @@ the process id it began with. Where no mount namespace can be had (macOS, some c
 working folder, home and TMPDIR, and sees the rest. `isolation()` says which of the two holds; so do the log
 and GET /_local/server.
 
-This file is also the program that gives a job its disk and becomes it: disk.py SETTINGS COMMAND [ARG...]"""
+This file is also the program that gives a job its disk and becomes it:
+
+    disk.py ROOT VISIBLE:... SHARED COMMAND [ARG...]"""
 import contextlib
 import ctypes
 import functools
-import json
 import os
-import subprocess
 import sys
-import tempfile
 
 SYSTEM = ('/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32', '/usr', '/etc', '/dev', '/proc', '/sys')
 # What a container may write to; the first is its home and working folder.
@@ -83,8 +82,8 @@ def enter(root, visible, shared):
     for path in sorted({os.path.abspath(path) for path in [*SYSTEM, *visible]}):
         if os.path.exists(path):
             _show(root, path)
-    for path in shared:
-        _show(root, os.path.abspath(path), True)
+    if shared:
+        _show(root, os.path.abspath(shared), True)
     _mount(root + CGROUP, root + '/sys/fs/cgroup', MS_BIND)
     os.chroot(root)
     os.chdir(WRITABLE[0])
@@ -93,15 +92,16 @@ def enter(root, visible, shared):
 @functools.lru_cache(None)
 def isolation():
     """'namespace' where jobs see an empty disk, 'folders' where they only have empty folders of their own."""
+    import subprocess       # each job runs this file, and does without
+    import tempfile
     with tempfile.TemporaryDirectory() as root:
         tried = subprocess.run(_launcher(root, []) + ['/bin/true'], capture_output=True)
     return 'folders' if tried.returncode else 'namespace'
 
 
 def _launcher(root, visible):
-    shared = os.environ.get('RIOS_AWSBATCH_LOCAL_SHARED')
-    return [sys.executable, '-I', '-S', os.path.abspath(__file__), json.dumps(
-        {'root': root, 'visible': visible, 'shared': [shared] if shared else []})]
+    shared = os.environ.get('RIOS_AWSBATCH_LOCAL_SHARED', '')
+    return [sys.executable, '-I', '-S', os.path.abspath(__file__), root, os.pathsep.join(visible), shared]
 
 
 def command(folder, image, environment):
@@ -130,10 +130,9 @@ def note_killed(folder, count):
         file.write(f'low 0\nhigh 0\nmax {count}\noom {count}\noom_kill {count}\n')
 
 
-def main(settings, *words):
+def main(root, visible, shared, *words):
     """Enter the container's disk and become the command."""
-    settings = json.loads(settings)
-    enter(settings['root'], settings['visible'], settings['shared'])
+    enter(root, filter(None, visible.split(os.pathsep)), shared)
     os.execv(words[0], words)
 
 
