@@ -22,7 +22,7 @@ import types
 import urllib.request
 
 import boto3
-import botocore.loaders
+import botocore.session
 import cloudpickle
 import pytest
 import yaml
@@ -48,7 +48,7 @@ QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
 for name, value in QUICK.items():
     setattr(rios_awsbatch, name, value)
 # Each session would read botocore's models anew.
-botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 def square(x, seconds=0.0):

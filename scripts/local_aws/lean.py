@@ -7,7 +7,7 @@ import gc
 import sys
 import types
 
-import botocore.loaders
+import botocore.session
 import moto.utilities.utils
 
 
@@ -16,7 +16,7 @@ def imports():
     """Import moto's services in here."""
     gc.disable()
     # Each session would read botocore's models anew.
-    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
+    botocore.session.create_loader = functools.cache(botocore.session.create_loader)
     load = moto.utilities.utils.load_resource
     # Which types of instances there are in each region and zone.
     moto.utilities.utils.load_resource = lambda name: [] if 'instance_type_offerings' in name else load(name)
