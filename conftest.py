@@ -21,7 +21,7 @@ from tests.helpers import ROOT, Stack       # noqa: E402
 SHARED = {
     'test_rios_awsbatch': 'kept', 'test_like_a_process_pool': 'executor', 'test_ordinary_python': 'executor',
     'test_other_libraries': 'executor', 'test_state_of_a_process': 'given',
-    'test_pool': 'aws', 'test_aws_facts': 'aws', 'test_report': 'folder', 'test_s3': 'scientist', 'test_rios': 'source'}
+    'test_pool': 'aws', 'test_aws_facts': 'aws', 'test_batch_is_late': 'aws', 'test_report': 'folder', 'test_s3': 'scientist', 'test_rios': 'source'}
 
 
 @pytest.fixture

@@ -61,7 +61,8 @@ STYLES = {
 
 
 def usual(source):
-    return STYLES['default' if source.is_2 else 'two-calls']
+    """The least that RIOS takes for concurrency."""
+    return style(numComputeWorkers=1) if source.is_2 else TWO_CALLS
 
 
 def every(*, two=True, one=True, styles=None):

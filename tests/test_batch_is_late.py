@@ -13,10 +13,10 @@ from tests.helpers import ROOT, Stack, another_aws, finish, local_aws, run_main,
 START_SECONDS = 15
 
 
-@pytest.fixture
-def aws(tmp_path):
-    """A local AWS of the test's own: the environment of its user."""
-    with another_aws(tmp_path) as env:
+@pytest.fixture(scope='module')
+def aws(tmp_path_factory):
+    """A local AWS for this module: the environment of its user."""
+    with another_aws(tmp_path_factory.mktemp('aws')) as env:
         yield Stack(env=env).create().push('BatchECR', ROOT / 'worker.py').env
 
 
@@ -58,6 +58,7 @@ def test_start_time_out_is_not_for_workers_that_compute(tmp_path, aws):
 @pytest.mark.slow
 def test_start_time_out_is_not_for_a_worker_whose_instance_was_taken_away(tmp_path, aws):
     """The only one, later than that after the job was submitted; there is no other instance for some seconds."""
+    local_aws('lag', {}, env=aws)
     process = run_main(tmp_path, dict(aws, RIOS_AWSBATCH_START_TIMEOUT=str(START_SECONDS)), '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
             executor.submit(time.sleep, {} + 1).result()

@@ -1377,7 +1377,7 @@ def test_call_of_a_function_that_runs_at_exit_is_computed(tmp_path):
         @atexit.register
         def run_last():
             print(executor.submit(pow, 3, 2).result(), flush=True)
-        executor = rios_awsbatch.AWSBatchExecutor(2)
+        executor = rios_awsbatch.AWSBatchExecutor(1)
         '''))
     assert (status, out) == (0, '9\n'), err
 
@@ -1404,7 +1404,7 @@ def test_what_a_worker_lacks_is_told_with_what_to_do(error, said, executor):
 
 # A process pool computes all calls first. Here that would cost hours of many computers for nothing.
 def test_exception_in_the_with_statement_cancels_what_is_outstanding():
-    with pytest.raises(LookupError), AWSBatchExecutor(2) as executor:
+    with pytest.raises(LookupError), AWSBatchExecutor(1) as executor:
         futures = [executor.submit(sleeps, 60) for _ in range(100)]
         raise LookupError('mine')
     assert all(future.cancelled() for future in futures)

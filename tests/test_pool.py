@@ -51,44 +51,44 @@ def kill(run, number=signal.SIGKILL, most=100):
 # ---------------------------------------------------------------------------------------------
 
 def test_run_longer_than_the_job_time_out_goes_on(tmp_path, aws):
-    """Five workers whose jobs are timed out after 10 s, 60 s of work."""
+    """Two workers whose jobs are timed out after 10 s, 30 s of work."""
     local_aws('speed', {'times': 6}, env=aws)
     try:
         out, err = finish(run_main(tmp_path, aws, '''
             def tile(x):
                 time.sleep(0.5)
                 return x * x
-            with rios_awsbatch.AWSBatchExecutor(5, timeout=60) as executor:
-                assert list(executor.map(tile, range(120), buffersize=20)) == [x * x for x in range(120)]
+            with rios_awsbatch.AWSBatchExecutor(2, timeout=60) as executor:
+                assert list(executor.map(tile, range(60), buffersize=20)) == [x * x for x in range(60)]
                 print(executor.stats()['lost'], executor.stats()['replaced'])
             '''))
     finally:
         local_aws('speed', {'times': 1}, env=aws)
     lost, replaced = map(int, out.split())
-    assert lost >= 5 and replaced >= 5
+    assert lost >= 2 and replaced >= 2
     assert 'job time-out' in err and 'in place of those that are gone' in err
 
 
 @pytest.mark.slow
 def test_workers_that_fail_for_good_are_replaced(caplog):
-    """Three of four are gone in mid-run, and Batch does not start them again: soon there are four."""
+    """Two of three are gone in mid-run, and Batch does not start them again: soon there are three."""
     caplog.set_level(logging.INFO)
     with job_definition(retry={'attempts': 1}) as name, \
-            rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
-        assert executor.wait_for_workers(4, PATIENCE) == 4
-        futures = [executor.submit(square, x, 0.3) for x in range(120)]
-        assert kill(executor.run, most=3) == 3
-        wait_until(lambda: executor.stats()['lost'] == 3)
-        assert executor.stats()['workers_up'] <= 4
-        wait_until(lambda: executor.stats()['replaced'] == 3 and executor.stats()['workers_up'] == 4)
-        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(120)]
+            rios_awsbatch.AWSBatchExecutor(3, job_definition=name) as executor:
+        assert executor.wait_for_workers(3, PATIENCE) == 3
+        futures = [executor.submit(square, x, 0.3) for x in range(90)]
+        assert kill(executor.run, most=2) == 2
+        wait_until(lambda: executor.stats()['lost'] == 2)
+        assert executor.stats()['workers_up'] <= 3
+        wait_until(lambda: executor.stats()['replaced'] == 2 and executor.stats()['workers_up'] == 3)
+        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(90)]
     assert re.search(r'workers? .*exit code 137', caplog.text)
     assert_nothing_left(executor.run)
 
 
 @pytest.mark.slow
 def test_random_kills_lose_no_block_and_give_none_up():
-    """300 blocks; a worker is killed at random every 0.3 s, when ten have been answered since the last one was."""
+    """180 blocks; a worker is killed at random every 0.3 s, when ten have been answered since the last one was."""
     rng, stop, killed = random.Random(os.urandom(8)), threading.Event(), []
 
     def killer():
@@ -106,11 +106,11 @@ def test_random_kills_lose_no_block_and_give_none_up():
         thread = threading.Thread(target=killer)
         thread.start()
         try:
-            results = list(executor.map(square, range(300), [0.1] * 300, buffersize=24))
+            results = list(executor.map(square, range(180), [0.1] * 180, buffersize=24))
         finally:
             stop.set()
             thread.join()
-    assert results == [x * x for x in range(300)]
+    assert results == [x * x for x in range(180)]
     assert len(killed) > 5
     assert_nothing_left(executor.run)
 
@@ -127,40 +127,40 @@ def test_worker_that_is_killed_before_it_is_up_is_replaced():
 
 def test_last_call_has_more_workers_the_more_of_them_were_killed():
     """With one for one call, kills that come faster than a worker computes would never let it be answered."""
-    with rios_awsbatch.AWSBatchExecutor(4) as executor:
-        executor.wait_for_workers(4, PATIENCE)
+    with rios_awsbatch.AWSBatchExecutor(3) as executor:
+        executor.wait_for_workers(3, PATIENCE)
         future = executor.submit(square, 3, 8)
         for pid in pids(executor.run):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: executor.stats()['workers_up'] == 4 and executor.stats()['lost'] == 4)
+        wait_until(lambda: executor.stats()['workers_up'] == 3 and executor.stats()['lost'] == 3)
         assert future.result(PATIENCE) == 9
-        assert executor.stats()['replaced'] == 4
+        assert executor.stats()['replaced'] == 3
 
 
 def test_idle_workers_come_back_when_there_are_calls_for_them():
-    """Three of four end idle while one computes for long; then all four are wanted again."""
+    """Two of three end idle while one computes for long; then all three are wanted again."""
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
     with job_definition(environment=environment) as name, \
-            rios_awsbatch.AWSBatchExecutor(4, job_definition=name) as executor:
-        executor.wait_for_workers(4, PATIENCE)
+            rios_awsbatch.AWSBatchExecutor(3, job_definition=name) as executor:
+        executor.wait_for_workers(3, PATIENCE)
         long = executor.submit(square, 1, 12)
         wait_until(lambda: executor.stats()['workers_up'] == 1)
         assert long.result(PATIENCE) == 1
         futures = [executor.submit(square, x, 0.5) for x in range(80)]
-        wait_until(lambda: executor.stats()['workers_up'] == 4)
+        wait_until(lambda: executor.stats()['workers_up'] == 3)
         assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(80)]
         assert executor.stats()['lost'] == 0
 
 
 def test_run_that_ends_takes_back_a_worker_that_has_not_started(aws, monkeypatch):
-    """Others have ended idle before; the new one waits for a quota, and would cost an instance later on."""
+    """Another has ended idle before; the new one waits for a quota, and would cost an instance later on."""
     for name in ('AWS_ENDPOINT_URL', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
         monkeypatch.setenv(name, aws[name])
     monkeypatch.setattr(rios_awsbatch, 'STACK_NAME', aws['RIOS_AWSBATCH_STACK'])
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '2'}]
     with job_definition(environment=environment) as name, \
-            rios_awsbatch.AWSBatchExecutor(2, job_definition=name) as executor:
-        executor.wait_for_workers(2, PATIENCE)
+            rios_awsbatch.AWSBatchExecutor(1, job_definition=name) as executor:
+        executor.wait_for_workers(1, PATIENCE)
         wait_until(lambda: executor.stats()['workers_up'] == 0)
         local_aws('quota', {'vcpus': 0})
         try:
@@ -191,7 +191,7 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
         if x == 6:
             os.kill(os.getpid(), signal.SIGSEGV)
         return x
-    with rios_awsbatch.AWSBatchExecutor(3, copies=False) as executor:
+    with rios_awsbatch.AWSBatchExecutor(2, copies=False) as executor:
         futures = [executor.submit(tile, x) for x in range(20)]
         for x, said in (5, 'exit code 1'), (6, 'SIGSEGV.*compiled code'):
             with pytest.raises(rios_awsbatch.AWSBatchException, match='tried 3 times.*' + said):
@@ -238,16 +238,16 @@ def test_spot_reclaims_are_no_tries_of_a_block(tmp_path, aws):
 
 
 def test_main_script_that_slept_longer_than_its_lease_goes_on(tmp_path, aws):
-    """A closed laptop: its workers have ended when it wakes, and others take their place."""
+    """A closed laptop: its worker has ended when it wakes, and another takes its place."""
     process = run_main(tmp_path, aws, '''
         def tile(x):
             time.sleep(0.2)
             return x
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
-            futures = [executor.submit(tile, x) for x in range(200)]
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            futures = [executor.submit(tile, x) for x in range(100)]
             futures[0].result()
             print(executor.run, flush=True)
-            assert [future.result() for future in futures] == list(range(200))
+            assert [future.result() for future in futures] == list(range(100))
         ''')
     assert process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
@@ -321,7 +321,7 @@ def test_wait_for_a_worker_is_told_with_what_batch_says(tmp_path, aws):
     local_aws('quota', {'vcpus': 0}, env=aws)
     process = run_main(tmp_path, aws, '''
         rios_awsbatch.TELL_SECONDS = 2
-        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
             print(executor.submit(abs, -3).result())
         ''')
     try:

@@ -24,7 +24,7 @@ import pytest
 from osgeo import gdal, ogr, osr
 
 from tests.helpers import PATIENCE, ROOT, Stack
-from tests.rios_sources import STYLES, TWO_CALLS, every, style, usual
+from tests.rios_sources import STYLES, every, style, usual
 
 gdal.UseExceptions()
 BLOCK, ROWS, COLUMNS = 16, 4, 3         # of the test rasters, whose last blocks are smaller
@@ -384,6 +384,7 @@ with rios_awsbatch.AWSBatchExecutor(1):
 
 @every()
 def test_attributes_of_other_args_come_back_that_were_changed_and_not_only_asked(source, folder):
+    """And what functions print comes home with worker and block."""
     report = folder / 'report'
     status, out, err = run(source, folder, CONCURRENT + SCRIPT + OTHER_ARGS, usual(source),
                            RIOS_AWSBATCH_REPORT=str(report), RIOS_AWSBATCH_WORKER_OUTPUT='1')
@@ -402,7 +403,9 @@ def test_attributes_of_other_args_come_back_that_were_changed_and_not_only_asked
     assert [len(each['copies']) for each in returned] == [1, BLOCKS, 0]
     assert [len(each['returned'] or '') for each in returned] == ([1, BLOCKS, 1] if source.is_2 else [0, 0, 0])
     # A worker keeps its copy where nothing is to come back, and nothing is said.
-    assert sorted(map(int, re.findall(r"keeps\(.*\): kept (\d+)", kept))) == list(range(1, BLOCKS + 1))
+    printed = re.findall(r'^Run .*: worker \d, (keeps\(.*\)): kept (\d+)$', kept, re.MULTILINE)
+    assert sorted(int(number) for _, number in printed) == list(range(1, BLOCKS + 1))
+    assert len({label for label, _ in printed}) == BLOCKS
     assert 'otherArgs' not in kept
     # The model has travelled one way only. What was said at the end is in the report.
     records = [json.loads(line) for path in report.iterdir() for line in path.read_text().splitlines()]
@@ -436,18 +439,6 @@ with rios_awsbatch.AWSBatchExecutor(2) as executor:
     assert_nothing_left(source, out, runs=1)
     found = results(folder)
     assert all(numpy.array_equal(expected[name], found[name]) for name in expected)
-
-
-@every()
-def test_what_functions_print_comes_home_with_worker_and_block(source, folder):
-    _, err = succeed(source, folder, CONCURRENT + SCRIPT + """
-def talks(info, inputs, outputs, otherArgs):
-    print('here')
-    everything(info, inputs, outputs, otherArgs)
-apply(talks, options)
-""", usual(source), RIOS_AWSBATCH_WORKER_OUTPUT='1')
-    told = re.findall(r'^Run .*: worker \d, (talks\(.*\)): here$', err, re.MULTILINE)
-    assert len(set(told)) == len(told) == BLOCKS, told
 
 
 @every(two=False)
@@ -569,9 +560,8 @@ def test_block_that_cannot_be_read_ends_the_run(source, style_name, folder):
 def test_deprecated_class_of_rios_is_harmless(source, folder, order):
     module = 'from rios import computemanager' if source.is_2 else 'from rios.parallel.aws import batch'
     lines = [module, 'import rios_awsbatch']
-    options = STYLES['default'] if source.is_2 else TWO_CALLS
     lines = lines if order == 'before' else lines[::-1]
-    _, err = succeed(source, folder, '\n'.join(lines) + '\n' + SCRIPT + EVERYTHING, options)
+    _, err = succeed(source, folder, '\n'.join(lines) + '\n' + SCRIPT + EVERYTHING, usual(source))
     assert 'deprecated' not in err
 
 
@@ -591,16 +581,24 @@ def test_forgotten_import_ends_at_once_and_is_named(source, folder):
 # ---------------------------------------------------------------------------------------------
 
 @every(one=False)
-@pytest.mark.parametrize('more, said', [
-    ({'computeWorkerExtraParams': {'mem': 3}},
-     r'computeWorkerExtraParams .* may have .*vcpus, memory.*, not mem: did you mean memory .MiB.\?'),
-    ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
-    ({'computeWorkersRead': False}, 'numReadWorkers')])
-def test_parameter_that_makes_no_sense_is_refused(source, more, said, folder):
-    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + EVERYTHING,
-                           style(numComputeWorkers=2, **more))
-    assert status == 1
-    assert re.search('ValueError: .*' + said, err)
+def test_parameter_that_makes_no_sense_is_refused(source, folder):
+    wrong = (
+        ({'computeWorkerExtraParams': {'mem': 3}},
+         r'computeWorkerExtraParams .* may have .*vcpus, memory.*, not mem: did you mean memory .MiB.\?'),
+        ({'singleBlockComputeWorkers': True}, 'numComputeWorkers'),
+        ({'computeWorkersRead': False}, 'numReadWorkers'))
+    status, out, err = run(source, folder, CONCURRENT + TELL_RUNS + SCRIPT + '''
+for style in options:
+    try:
+        apply(everything, style)
+    except ValueError as error:
+        print('refused', error)
+''', [style(numComputeWorkers=2, **more) for more, _ in wrong])
+    assert status == 0, err
+    refused = re.findall('^refused (.*)$', out, re.MULTILINE)
+    assert len(refused) == len(wrong)
+    for found, (_, said) in zip(refused, wrong):
+        assert re.search(said, found)
     assert_nothing_left(source, out, runs=0)
 
 
