@@ -20,8 +20,9 @@ from tests.helpers import ROOT, Stack       # noqa: E402
 # What tests of a module share, by the name that they ask for it with.
 SHARED = {
     'test_rios_awsbatch': 'kept', 'test_like_a_process_pool': 'executor', 'test_ordinary_python': 'executor',
-    'test_other_libraries': 'executor', 'test_state_of_a_process': 'given',
-    'test_pool': 'aws', 'test_aws_facts': 'aws', 'test_batch_is_late': 'aws', 'test_report': 'folder', 'test_s3': 'scientist', 'test_rios': 'source'}
+    'test_other_libraries': 'executor', 'test_state_of_a_process': 'given', 'test_pool': 'aws', 'test_aws_facts': 'aws',
+    'test_batch_is_late': 'aws', 'test_check': 'aws', 'test_examples': 'kernel', 'test_report': 'folder',
+    'test_s3': 'scientist', 'test_rios': 'source'}
 
 
 @pytest.fixture

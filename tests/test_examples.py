@@ -118,12 +118,16 @@ class Notebook:
 
     def __init__(self, folder):
         import nbclient
-        import nbformat
-        self.error = nbclient.exceptions.CellExecutionError
-        self.notebook = nbformat.read(str(folder / 'notebook.ipynb'), as_version=4)
+        self.error, self.folder = nbclient.exceptions.CellExecutionError, folder
+        self.open()
         self.client = nbclient.NotebookClient(
             self.notebook, timeout=PATIENCE, kernel_name='python3',
             resources={'metadata': {'path': str(folder)}})
+
+    def open(self):
+        """Have its cells as they are in the file."""
+        import nbformat
+        self.notebook = nbformat.read(str(self.folder / 'notebook.ipynb'), as_version=4)
 
     def run(self, word, change=('', '')):
         """Run the cell with the word in it, changed; its outputs."""
@@ -157,8 +161,10 @@ class Notebook:
         threading.Thread(target=interrupt).start()
 
 
-@pytest.fixture
-def notebook(tmp_path):
+@pytest.fixture(scope='module')
+def kernel(tmp_path_factory):
+    """For all tests of the notebook, since it takes long to start."""
+    tmp_path = tmp_path_factory.mktemp('notebook')
     folder = tmp_path / 'examples'
     folder.mkdir()
     (tmp_path / 'scripts').symlink_to(ROOT / 'scripts')
@@ -171,11 +177,20 @@ def notebook(tmp_path):
         yield notebook
 
 
+@pytest.fixture
+def notebook(kernel):
+    kernel.open()
+    kernel.client.nb = kernel.notebook
+    return kernel
+
+
 def kinds(outputs):
     return {kind for output in outputs for kind in output.get('data', ())}
 
 
 MEAN = 'float(result.mean())'
+# They are enough for most of what the notebook promises.
+TWO = '(max_workers=4)', '(max_workers=2)'
 
 
 def test_notebook_runs_from_top_to_bottom(notebook):
@@ -193,7 +208,7 @@ def test_notebook_runs_from_top_to_bottom(notebook):
 
 def test_notebook_computes_with_what_its_cells_define_now(notebook):
     """A function is changed between two runs of a cell, and then a helper that it calls."""
-    notebook.run('executor = ')
+    notebook.run('executor = ', TWO)
     notebook.run('def index', ('return (nir', 'return scale() * (nir'))
     means = []
     for helper in ('scale = lambda: 1', 'scale = lambda: 3', 'def scale(): return 5'):
@@ -243,7 +258,7 @@ def test_notebook_cell_run_twice_leaves_no_worker_behind(notebook):
     notebook.run('def index')
     runs = []
     for _ in range(2):
-        notebook.run('executor = ')
+        notebook.run('executor = ', TWO if not runs else ('', ''))
         runs.append(notebook.value('executor.run').strip("'"))
         for _ in range(2):
             assert 'image/png' in kinds(notebook.run('executor.map'))
@@ -253,7 +268,7 @@ def test_notebook_cell_run_twice_leaves_no_worker_behind(notebook):
 
 
 def test_notebook_goes_on_after_an_interrupt(notebook):
-    notebook.run('executor = ')
+    notebook.run('executor = ', TWO)
     notebook.do('import time')
     notebook.run('def index', ('    red, nir', '    time.sleep(1)\n    red, nir'))
     notebook.interrupt_when(lambda: notebook.cell('executor.map').outputs)

@@ -387,8 +387,9 @@ def test_instances_do_not_become_fargate(stack):
 def test_instances_have_room_for_as_many_workers_as_asked_for(options, vcpus, said):
     """Batch counts the vCPUs of instances, whose memory is in part the system's."""
     stack = Stack()
-    done = stack.run('create.sh', '--servicename', stack.service, '--wait', *options)
+    done = stack.run('create.sh', '--servicename', stack.service, *options)
     assert done.returncode == 0, done.stderr
+    wait_until(lambda: stack.status() == 'CREATE_COMPLETE')
     assert bool(done.stderr) == bool(said) and re.search(said, done.stderr), done.stderr
     assert int(environment_of(stack)['computeResources']['maxvCpus']) == vcpus
 
