@@ -2137,21 +2137,21 @@ class _Keeper:
 
     def stop(self, orderly):
         """End the workers: ask them, if all are up and it is to be `orderly`; terminate them else."""
+        deaf = len(self.run.copies.twice)       # they compute what another one has answered
         if orderly and all(worker.number in self.up or worker.said_bye for worker in self.workers.values()):
             with contextlib.suppress(*AWS_ERRORS):      # else they are terminated
                 self._ask_to_end(len(self.up))
                 deadline = time.monotonic() + STOP_SECONDS
-                # Those that compute what another one has answered do not listen.
-                while len(self.up) > len(self.run.copies.twice) and time.monotonic() < deadline:
+                while len(self.up) > deaf and time.monotonic() < deadline:
                     self._read_mail(0.05)
                 if not self.up:
                     return
         self.jobs.terminate(self._by_job(), 'The main script has ended the run')
-        # No worker writes another object once it has ended.
+        # No worker writes another object once it has ended. Who is deaf may take long to.
         deadline = time.monotonic() + STOP_SECONDS
         some = [worker.job_id for worker in self.workers.values()][:DESCRIBE_JOBS]
-        while time.monotonic() < deadline and not all(
-                job['status'] in ENDED for job in self.jobs.describe(some).values()):
+        while time.monotonic() < deadline and deaf < sum(
+                job['status'] not in ENDED for job in self.jobs.describe(some).values()):
             time.sleep(0.25)
 
     def _let_go(self):
