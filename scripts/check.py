@@ -12,14 +12,11 @@ import time
 import rios_awsbatch
 from rios_awsbatch import AWS_ERRORS, DENIED, REGION, STACK_NAME, AWSBatchException, is_one_of
 
-# Of Service Quotas: vCPUs at a time, by the type of a compute environment; on EC2 for families from a to z,
-# and for those with GPUs apart from them.
-QUOTAS = {'EC2': ('ec2', 'L-1216C47A'), 'SPOT': ('ec2', 'L-34B43A08'),
-          'EC2 G and VT': ('ec2', 'L-DB2E81BA'), 'SPOT G and VT': ('ec2', 'L-3819A6DF'),
-          'EC2 P': ('ec2', 'L-417A185B'), 'SPOT P': ('ec2', 'L-7212CCBC'),
-          'FARGATE': ('fargate', 'L-3032A538'), 'FARGATE_SPOT': ('fargate', 'L-36FBB829')}
+# Of Service Quotas: vCPUs at a time, by the type of a compute environment; families with GPUs have their own.
+QUOTAS = {'EC2': 'L-1216C47A', 'SPOT': 'L-34B43A08', 'FARGATE': 'L-3032A538', 'FARGATE_SPOT': 'L-36FBB829',
+          'EC2 g': 'L-DB2E81BA', 'SPOT g': 'L-3819A6DF', 'EC2 p': 'L-417A185B', 'SPOT p': 'L-7212CCBC'}
 # ComputeResource.instanceTypes in the model of Batch.
-BUNDLES = {'optimal': 'm6i c6i r6i c7i', 'default_arm64': 'm6g c6g r6g c7g'}
+SETS = {'default_arm64': 'm6g c6g r6g c7g', **dict.fromkeys(('default_x86_64', 'optimal'), 'm6i c6i r6i c7i')}
 END_SECONDS = 180       # a worker that is told to end, or that takes another one's place, has done so by then
 
 
@@ -65,7 +62,7 @@ class Checks:
             self.bucket, self.queue = self.outputs['BatchBucket'], self.outputs['BatchProcessingJobQueueName']
             self.repository = self.outputs['BatchECR'].rpartition('/')[2]
             self.definition = self.outputs['BatchProcessingJobDefinitionName']
-            self.logs = self.outputs['BatchLogGroup']
+            self.logs = self.outputs.get('BatchLogGroup')       # older stacks lack it
             self.say(True, 'stack', f'{STACK_NAME} is there and usable')
         with self.asking('template'):
             body = self.client('cloudformation').get_template(StackName=STACK_NAME)['TemplateBody']
@@ -117,18 +114,16 @@ class Checks:
 
     def computers(self):
         with self.asking('computers'):
-            batch = self.client('batch')
-            found = batch.describe_compute_environments(
+            found = self.client('batch').describe_compute_environments(
                 computeEnvironments=[self.outputs['ComputeEnvironmentArn']])['computeEnvironments']
-            found += batch.describe_job_queues(jobQueues=[self.queue])['jobQueues']
-            said = ', '.join(f'{each["state"]} {each["status"]} {each.get("statusReason", "")}'
-                             for each in found)
+            found += self.client('batch').describe_job_queues(jobQueues=[self.queue])['jobQueues']
+            said = ', '.join(f'{it["state"]} {it["status"]} {it.get("statusReason", "")}' for it in found)
             self.say(not re.search('DISABLED|INVALID|DELET', said), 'computers', f'AWS Batch says: {said}',
                      'mend that, or make the stack anew: scripts/delete.sh, scripts/create.sh', stops=True)
             resources = found[0]['computeResources']
+            gpu = re.findall('^([gp])r?[0-9]', ','.join(resources.get('instanceTypes', [])))
             with self.asking('quota'):
-                self.quota(resources['type'] + group_of((resources.get('instanceTypes') or [''])[0]),
-                           int(resources['maxvCpus']))
+                self.quota(' '.join([resources['type'], *gpu]), int(resources['maxvCpus']))
             if resources['type'] in ('EC2', 'SPOT'):
                 with self.asking('instances'):
                     self.offered(resources)
@@ -136,7 +131,7 @@ class Checks:
     def quota(self, kind, most):
         """Of the workers, and of the main job, which is on Fargate and gets what they leave there."""
         stack, = self.client('cloudformation').describe_stacks(StackName=STACK_NAME)['Stacks']
-        main = int({p['ParameterKey']: p['ParameterValue'] for p in stack['Parameters']}['MainVCPUS'])
+        main = int({p['ParameterKey']: p['ParameterValue'] for p in stack['Parameters']}.get('MainVCPUS', 1))
         jobs, (free, said, more) = int(self.outputs['BatchMaxJobs']), self.free(kind, most)
         workers = max(0, min(jobs, free * jobs // most))
         self.workers = min(self.workers, workers)
@@ -147,7 +142,7 @@ class Checks:
 
     def free(self, kind, wanted, taken=0):
         """How many vCPUs are free. AWS counts those in use into a metric that it names, if there are any."""
-        service, code = QUOTAS[kind]
+        service, code = 'fargate' if 'FARGATE' in kind else 'ec2', QUOTAS[kind]
         quota = self.client('service-quotas').get_service_quota(ServiceCode=service, QuotaCode=code)['Quota']
         use, quota, points = quota.get('UsageMetric'), int(quota['Value']), []
         if use:
@@ -156,14 +151,14 @@ class Checks:
                 Dimensions=[{'Name': item[0], 'Value': item[1]} for item in use['MetricDimensions'].items()],
                 Period=300, StartTime=time.time() - 600, EndTime=time.time())['Datapoints']
         used = taken + int(max((point['Maximum'] for point in points), default=0))
-        return quota - used, f'{quota} vCPUs of the kind {kind}, {used} used', (
+        return quota - used, f'{quota} vCPUs of the kind {kind}, {used} used{" by workers" * bool(taken)}', (
             f'aws service-quotas request-service-quota-increase --region {REGION} --service-code {service} '
             f'--quota-code {code} --desired-value {wanted + used}')
 
     def offered(self, resources):
         ec2 = self.client('ec2')
         subnets = ec2.describe_subnets(SubnetIds=resources['subnets'])['Subnets']
-        names = ' '.join(BUNDLES.get(name, name) for name in resources['instanceTypes']).split()
+        names = ' '.join(SETS.get(name, name) for name in resources['instanceTypes']).split()
         pages = ec2.get_paginator('describe_instance_type_offerings').paginate(
             LocationType='availability-zone')
         offers = [each for page in pages for each in page['InstanceTypeOfferings']
@@ -172,7 +167,7 @@ class Checks:
         self.say(count > 0, 'instances', f'{", ".join(names)}: offered in {count} of {len(subnets)} zones',
                  'scripts/modify.sh --instancetype, or --az', True)
         if resources['type'] == 'SPOT':
-            with self.asking('Spot'):
+            with contextlib.suppress(*AWS_ERRORS):      # AWS does not answer this to everybody
                 scores = ec2.get_spot_placement_scores(
                     TargetCapacity=int(resources['maxvCpus']), TargetCapacityUnitType='vcpu',
                     InstanceTypes=sorted({each['InstanceType'] for each in offers})[:1000],
@@ -228,11 +223,11 @@ class Checks:
                  f'{trips(self.session, self.bucket)} from here')
         with self.asking('end of the run'):
             self.left(run)
-            self.see(seen, first, self.client('batch').describe_jobs(jobs=[victim])['jobs'][0])
+            self.see(seen, self.client('batch').describe_jobs(jobs=[victim])['jobs'][0])
 
     def workers_of(self, run):
         """What Batch says of the jobs that were started first."""
-        job = self.jobs_of(run)[0]
+        job = [*self.jobs_of(run), {'jobId': 'not seen yet'}][0]
         ids = [f'{job["jobId"]}:{n}' for n in range(job.get('arrayProperties', {}).get('size', 0))]
         return self.client('batch').describe_jobs(jobs=ids or [job['jobId']])['jobs']
 
@@ -252,7 +247,7 @@ class Checks:
         self.say(not (jobs or objects), 'end of the run', f'left: {len(jobs)} jobs, {objects} objects, '
                  f'{len(queues)} queues that AWS still lists', 'scripts/status.sh --clean')
 
-    def see(self, seen, first, job):
+    def see(self, seen, job):
         """What we believe of AWS, and what this run has seen; `job` is that of the worker that was ended."""
         code, stream = (job.get('container', {}).get(name) for name in ('exitCode', 'logStreamName'))
         lag = f'{seen["RUNNING"] - seen["hello"]:+.1f} s' if 'RUNNING' in seen else 'never RUNNING'
@@ -264,11 +259,6 @@ class Checks:
             self.facts.append({'believed': believed, 'seen': saw})
             if not self.quiet:
                 print(f'    believed: {believed}; seen: {saw}')
-
-
-def group_of(instance_type):
-    """What a type or family counts to, as QUOTAS says it behind "EC2" and "SPOT"."""
-    return ' G and VT' if re.match('g|vt', instance_type) else ' P' if instance_type[:1] == 'p' else ''
 
 
 def trips(session, bucket):
@@ -284,8 +274,7 @@ def trips(session, bucket):
             date = error.response['ResponseMetadata']['HTTPHeaders']['date']
         times[name].append(time.time() - began)
     s3, sqs = (f'{1000 * min(each):.0f} ms' for each in times.values())
-    ahead = began - email.utils.parsedate_to_datetime(date).timestamp()
-    return f'S3 {s3}, SQS {sqs}, clock {ahead:+.0f} s'
+    return f'S3 {s3}, SQS {sqs}, clock {began - email.utils.parsedate_to_datetime(date).timestamp():+.0f} s'
 
 
 def look(bucket):

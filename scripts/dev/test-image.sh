@@ -2,7 +2,7 @@
 # Builds the images and runs them, for real and without a Docker engine: scripts/build.sh with buildah, on a Debian
 # made with debootstrap, pushes a worker image with an extra apt and an extra pip package and a main image on top of
 # one that is made with --from; scripts/submit.sh runs the main image as a job of the local AWS, which starts its workers
-# in their containers.
+# in their containers; scripts/check.sh finds nothing wrong with them.
 #
 #   scripts/dev/test-image.sh [--help] [RELEASE]      of Debian: bookworm (12), trixie (13, without RELEASE), sid
 #
@@ -141,6 +141,22 @@ test_on_local_aws() {
     fi
     grep '12 blocks by' "$WORK/output"
     grep -q 'SUCCEEDED\|FAILED' "$WORK/states" || die "submit.sh showed no states."
+    step "checking all that with scripts/check.sh"
+    check_account "$worker"
+}
+
+# check_account IMAGE: with the Python that is in it, which fits that of the workers.
+check_account() {
+    local container
+    container=$("$BUILDAH" from --pull-never "$1")
+    # shellcheck disable=SC2016  # for that script
+    printf '#!/usr/bin/env bash\nreadarray -t given < <(env | sed -nE "s/^(AWS|RIOS|PYTHONPATH)/--env=&/p")\n%s "${given[@]}" %s -- python3 "$@"\n' \
+        "exec '$BUILDAH' run --network host --volume '$ROOT:$ROOT:ro'" "$container" >"$WORK/python"
+    chmod +x "$WORK/python"
+    PYTHON=$WORK/python PYTHONPATH=/opt/rios_awsbatch "$ROOT/scripts/check.sh" >"$WORK/output" ||
+        { cat "$WORK/output" >&2; die "scripts/check.sh found something."; }
+    grep '^. run: \|^. /vsis3/: ' "$WORK/output"
+    "$BUILDAH" rm "$container" >/dev/null
 }
 
 # own_image IMAGE: what a user may have.

@@ -88,7 +88,17 @@ class Aws:
         if request.operation == 'GetMetricStatistics':       # that metric; no point where nothing is used
             used = sum(fleet.used() for fleet in self.scheduler.fleets.values())
             point = {'Timestamp': time.time(), 'Maximum': used}
+            if request.form:                                 # of an older botocore
+                inner = ''.join(f'<{name}>{value}</{name}>' for name, value in point.items())
+                return Response(200, [('Content-Type', 'text/xml')], (
+                    '<GetMetricStatisticsResponse><GetMetricStatisticsResult><Datapoints>'
+                    f'{used and "<member>" + inner + "</member>" or ""}</Datapoints>'
+                    '</GetMetricStatisticsResult></GetMetricStatisticsResponse>').encode())
             return json_response({'Datapoints': [point] if used else []})
+        if request.operation == 'GetSpotPlacementScores':
+            return Response(200, [('Content-Type', 'text/xml')], b'<GetSpotPlacementScoresResponse>'
+                            b'<spotPlacementScoreSet><item><score>9</score></item></spotPlacementScoreSet>'
+                            b'</GetSpotPlacementScoresResponse>')
         answer = self.sqs.call(request) if request.service == 'sqs' else None
         if answer is not None:
             return json_response(answer)
