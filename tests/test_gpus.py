@@ -12,7 +12,9 @@ import numpy
 import pytest
 from osgeo import gdal
 
-from tests.helpers import EXAMPLES, PATIENCE, ROOT, SCENE, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds
+from tests.helpers import (
+    EXAMPLES, PATIENCE, ROOT, SCENE, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds, wait_until, write_main)
+from tests.rios_sources import every
 
 
 @pytest.mark.parametrize('args, said', [
@@ -53,6 +55,49 @@ def test_create_with_gpus_alone_chooses_instances_that_workers_fill():
     assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023_NVIDIA'}],
                                    {'VCPU': '4', 'MEMORY': '14700', 'GPU': '1'})
 
+
+# ---------------------------------------------------------------------------------------------
+# What AWS does, acted out: botocore's model of Batch, ResourceRequirement.value and Ec2Configuration.imageType
+# ---------------------------------------------------------------------------------------------
+
+def submit(stack, **overrides):
+    outputs = stack.outputs()
+    return stack.client('batch').submit_job(
+        jobName='job', jobQueue=outputs['BatchProcessingJobQueueName'],
+        jobDefinition=outputs['BatchProcessingJobDefinitionName'], containerOverrides=overrides)['jobId']
+
+
+def job_of(stack, job):
+    return stack.client('batch').describe_jobs(jobs=[job])['jobs'][0]
+
+
+def test_job_waits_for_a_card_that_another_has_though_there_are_vcpus(tmp_path):
+    stack = Stack(GPUS=1, InstanceTypes='g5.xlarge', VCPUS=1, Memory=600, MaxVCPUS=4).create()
+    stack.push('BatchECR', write_main(tmp_path, 'time.sleep(1)'))
+    first, second = (wait_until(lambda job=job: job_of(stack, job)['status'] == 'SUCCEEDED' and job_of(stack, job))
+                     for job in [submit(stack), submit(stack)])
+    assert second['startedAt'] >= first['stoppedAt']
+
+
+def test_instance_without_the_driver_has_no_cards_and_graviton_and_fargate_get_none():
+    stack = Stack(InstanceTypes='g5.xlarge').create()
+    job = submit(stack, resourceRequirements=[{'type': 'GPU', 'value': '1'}])
+    waiting = wait_until(lambda: job_of(stack, job).get('statusReason') and job_of(stack, job))
+    assert waiting['status'] == 'RUNNABLE'
+    assert re.match(r'MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - .*\(vCPU/memory/GPU\)', waiting['statusReason'])
+    assert {'type': 'GPU', 'value': '1'} in waiting['container']['resourceRequirements']
+    for wrong, said in (
+            (Stack(GPUS=1, InstanceTypes='g5g.xlarge', Architecture='ARM64'), 'ECS_AL2023_NVIDIA is not for Graviton'),
+            (Stack(GPUS=1, Fargate='yes', Memory=2048), 'GPU is not supported')):
+        with pytest.raises(AssertionError):
+            wrong.create()
+        events = wrong.client('cloudformation').describe_stack_events(StackName=wrong.name)['StackEvents']
+        assert any(said in event.get('ResourceStatusReason', '') for event in events)
+
+
+# ---------------------------------------------------------------------------------------------
+# modify.sh, the executor, costs
+# ---------------------------------------------------------------------------------------------
 
 WHOSE_CARDS = """
 import os, time
@@ -122,6 +167,30 @@ def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, s
     succeeds(stack.run('modify.sh', '--gpus', 0, '--maxjobs', 10, '--wait'), 'Instances are replaced')
     assert stack.parameters() == before
     assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023'}], {'VCPU': '1', 'MEMORY': '1800'})
+
+
+RIOS_2 = """
+import sys
+from osgeo import gdal
+from rios import applier
+import rios_awsbatch
+
+gdal.GetDriverByName('GTiff').Create(sys.argv[1], 64, 64)
+infiles, outfiles, controls = applier.FilenameAssociations(), applier.FilenameAssociations(), applier.ApplierControls()
+infiles.image, outfiles.image = sys.argv[1], sys.argv[1] + '.out'
+controls.setConcurrencyStyle(applier.ConcurrencyStyle(
+    computeWorkerKind='CW_AWSBATCH', numComputeWorkers=1, computeWorkersRead=True, computeWorkerExtraParams={'gpus': 1}))
+applier.apply(lambda info, inputs, outputs: None, infiles, outfiles, controls=controls)
+"""
+
+
+@every(one=False)
+def test_rios_asks_for_gpus_by_extra_parameters(source, tmp_path):
+    (tmp_path / 'main.py').write_text(RIOS_2)
+    done = subprocess.run([sys.executable, tmp_path / 'main.py', tmp_path / 'in.tif'], env=source.environment(), text=True,
+                          capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert re.search('AWSBatchException: gpus=1, but stack .* without GPUs', done.stderr), done.stderr
 
 
 @pytest.mark.parametrize('gpus, instances, said', [
