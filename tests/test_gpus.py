@@ -12,6 +12,7 @@ import numpy
 import pytest
 from osgeo import gdal
 
+import rios_awsbatch
 from tests.helpers import (
     EXAMPLES, PATIENCE, ROOT, SCENE, SCRIPTS, Stack, finish, refuses, run, run_main, succeeds, wait_until, write_main)
 from tests.rios_sources import every
@@ -103,13 +104,12 @@ WHOSE_CARDS = """
 import os, time
 
 def cards(n):
-    time.sleep(0.5)         # so that the other workers have calls, too
-    return os.getppid(), os.environ['NVIDIA_VISIBLE_DEVICES']
+    time.sleep(1)           # so that the other workers have calls, too
+    return os.environ['NVIDIA_VISIBLE_DEVICES']
 
-for gpus in None, 1:
-    with rios_awsbatch.AWSBatchExecutor(3, gpus=gpus) as executor:
-        executor.wait_for_workers(3)
-        print(*{text for _, text in executor.map(cards, range(12))}, sep=' ', flush=True)
+with rios_awsbatch.AWSBatchExecutor(3, gpus=2) as executor:
+    executor.wait_for_workers(3)
+    print(*set(executor.map(cards, range(12))), flush=True)
 try:
     with rios_awsbatch.AWSBatchExecutor(1, gpus=5) as executor:
         executor.submit(abs, 1).result()
@@ -126,47 +126,44 @@ def scripts(monkeypatch):
 
 
 def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, scripts):
-    """From 0 to 1, to 2 on instances of four, and back to 0; with the wrong choices between."""
+    """From 0 to 1, and to instances of four, on which a run asks for 2 each; back to 0. With wrong choices between."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     before = stack.parameters()
-    finish(run_main(tmp_path, stack.env, '''
-        try:
-            rios_awsbatch.AWSBatchExecutor(1, gpus=1)
-        except rios_awsbatch.AWSBatchException as error:
-            assert '"scripts/modify.sh --gpus 1 --wait" gives it others' in str(error), error
-        else:
-            raise AssertionError
-        '''))
     succeeds(stack.run('modify.sh', '--gpus', 1, '--wait'), 'Instances are replaced')
     assert sizes(stack) == ONE_EACH
     for args, said in (
             (['--instancetype', 'c7i,m7i'], "no instance of 'c7i,m7i' has so many GPUs .--gpus 1, --instancetype"),
             (['--instancetype', 'p3dn'], 'but for those of g3 and p3'),
-            (['--gpus', 9], 'has so many GPUs .--gpus 9'), (['--instancetype', 'g5g'], 'Graviton .* get no GPUs')):
+            (['--instancetype', 'g5g'], 'Graviton .* get no GPUs')):
         refuses(stack.run('modify.sh', *args), said)
     assert sizes(stack) == ONE_EACH
-    # A family has instances with one GPU and many vCPUs.
-    done = stack.run('modify.sh', '--instancetype', 'g6', '--maxjobs', 3, '--wait')
-    assert 'on a g6.16xlarge each takes 64 vCPUs, which cost money. Sizes such as g6.xlarge' in done.stderr
-    assert sizes(stack) == dict(ONE_EACH, InstanceTypes='g6', MaxVCPUS=str(3 * 64))
-    succeeds(stack.run('modify.sh', '--gpus', 2, '--instancetype', 'g5.12xlarge', '--mem', 600, '--wait'))
-    assert sizes(stack) == dict(ONE_EACH, GPUS='2', InstanceTypes='g5.12xlarge', VCPUS='24', Memory='600', MaxVCPUS='72')
+    # What was chosen for one GPU stays, though a worker now has three quarters of its vCPUs in vain.
+    done = stack.run('modify.sh', '--instancetype', 'g5.12xlarge', '--mem', 600, '--maxjobs', 6, '--wait')
+    assert re.search('on a g5.12xlarge each takes 12 vCPUs, which cost money. Sizes such as g6.xlarge', done.stderr)
+    assert sizes(stack) == dict(ONE_EACH, InstanceTypes='g5.12xlarge', Memory='600', MaxVCPUS='72')
     out, _ = finish(run_main(tmp_path, dict(stack.env, RIOS_AWSBATCH_REPORT=str(tmp_path)), WHOSE_CARDS))
-    two, one, why = out.splitlines()
-    for line, each in (two, 2), (one, 1):
-        workers = [text.split(',') for text in line.split()]
-        assert [len(cards) for cards in workers] == [each] * 3
-        ids = [card for cards in workers for card in cards]
-        assert len(set(ids)) == len(ids) and all(re.fullmatch('GPU-[0-9a-f-]{36}', card) for card in ids)
+    seen, why = out.splitlines()
+    workers = [text.split(',') for text in seen.split()]
+    assert [len(cards) for cards in workers] == [2] * 3         # on two instances of four
+    ids = [card for cards in workers for card in cards]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch('GPU-[0-9a-f-]{36}', card) for card in ids)
     assert 'AWS Batch says: MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - ' in why and '--gpus' in why
-    report = scripts('timeline').Run(min(tmp_path.glob('*.jsonl')))     # of two GPUs each
-    assert report.gpu_hours() > 0 and report.vcpu_hours() == pytest.approx(12 * report.gpu_hours())
-    assert report.costs()['compute'] == pytest.approx(report.gpu_hours() * (12 * 0.05 + 0.81))
+    report = scripts('timeline').Run(min(tmp_path.glob('*.jsonl')))     # of the first run
+    assert report.gpu_hours() > 0 and report.vcpu_hours() == pytest.approx(2 * report.gpu_hours())
+    assert report.costs()['compute'] == pytest.approx(report.gpu_hours() * (2 * 0.05 + 0.81))
     assert re.search(r' GPU-hours at \$0.81\)', '\n'.join(report.summary()))
     assert report.headline().endswith('(estimate)')
     succeeds(stack.run('modify.sh', '--gpus', 0, '--maxjobs', 10, '--wait'), 'Instances are replaced')
     assert stack.parameters() == before
     assert what_aws_has(stack) == ([{'imageType': 'ECS_AL2023'}], {'VCPU': '1', 'MEMORY': '1800'})
+
+
+def test_executor_says_how_a_stack_without_gpus_gets_some():
+    with pytest.raises(rios_awsbatch.AWSBatchException, match='gpus=2, but .*"scripts/modify.sh --gpus 2 --wait" gives it'):
+        rios_awsbatch.AWSBatchExecutor(1, gpus=2)
+    for wrong in 0, 0.5, True:
+        with pytest.raises(ValueError, match='gpus must be greater than 0 and a whole number'):
+            rios_awsbatch.AWSBatchExecutor(1, gpus=wrong)
 
 
 RIOS_2 = """
