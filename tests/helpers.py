@@ -47,6 +47,8 @@ PATIENCE = 800
 QUICK = {'LEASE_SECONDS': 8, 'VISIBILITY_SECONDS': 2, 'WATCH_SECONDS': 1}
 for name, value in QUICK.items():
     setattr(rios_awsbatch, name, value)
+# The tests import them, and few of their calls need them; main scripts have the list as it is.
+rios_awsbatch.HEAVY_MODULES = ()
 # Each session would read botocore's models anew.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
