@@ -17,12 +17,12 @@ pytest.register_assert_rewrite('tests.helpers')
 
 from tests.helpers import ROOT, Stack       # noqa: E402
 
-# What tests of a module share, by the name that they ask for it with.
+# What tests of a module share, by the name that they ask for it with; those that take longest first.
 SHARED = {
-    'test_rios_awsbatch': 'kept', 'test_like_a_process_pool': 'executor', 'test_ordinary_python': 'executor',
-    'test_other_libraries': 'executor', 'test_state_of_a_process': 'given', 'test_pool': 'aws', 'test_aws_facts': 'aws',
-    'test_batch_is_late': 'aws', 'test_check': 'aws', 'test_examples': 'kernel', 'test_report': 'folder',
-    'test_s3': 'scientist', 'test_rios': 'source'}
+    'test_rios': 'source', 'test_pool': 'aws', 'test_s3': 'scientist', 'test_like_a_process_pool': 'executor',
+    'test_aws_facts': 'aws', 'test_examples': 'kernel', 'test_ordinary_python': 'executor', 'test_rios_awsbatch': 'kept',
+    'test_batch_is_late': 'aws', 'test_check': 'aws', 'test_report': 'folder', 'test_state_of_a_process': 'given',
+    'test_other_libraries': 'executor'}
 
 
 @pytest.fixture
@@ -61,14 +61,15 @@ def pytest_collection_modifyitems(config, items):
     Tests that share an executor, an AWS or a stack are a group, so that there is one of it. Groups and what takes long
     come first.
     """
-    groups, last = {}, []
-    for item in items:
+    groups, order = {}, list(SHARED)
+
+    def place(item):
         module = item.module.__name__.rpartition('.')[2]
-        if SHARED.get(module) in item.fixturenames:
-            groups[item.nodeid] = module + (item.callspec.params['source'].name if module == 'test_rios' else '')
-        elif not item.get_closest_marker('slow'):
-            last.append(item)
-    items[:] = [item for item in items if item not in last] + last
+        if SHARED.get(module) not in item.fixturenames:
+            return len(order) + (item.get_closest_marker('slow') is None)
+        groups[item.nodeid] = module + (item.callspec.params['source'].name if module == 'test_rios' else '')
+        return order.index(module)
+    items.sort(key=place)
     if hasattr(config, 'workerinput'):
         with tempfile.NamedTemporaryFile('w', dir=config.workerinput['folder'], delete=False) as file:
             json.dump(groups, file)
