@@ -295,7 +295,7 @@ FILLING_MEMORY=1800
 # Not the families, since Batch prefers what has the cheapest vCPUs (user guide, Allocation strategies): to a worker of one
 # GPU a g6.16xlarge gives 60 vCPUs more than a g6.xlarge, and costs four times as much.
 GPU_TYPES='g6.*xlarge,g5.*xlarge,g4dn.*xlarge'
-# GiB, for images with CUDA's libraries: that of torch takes 8, and as much again while it is unpacked.
+# GiB, for images with CUDA's libraries: that of torch takes 6, and 3 more while it is pulled; the one before it stays.
 GPU_VOLUME=100
 # What Fargate has. Sources of all pairs: ResourceRequirement in AWS Batch's API reference.
 FARGATE_VCPUS='1 2 4 8 16 32'
