@@ -596,7 +596,7 @@ refuse_graviton_with_gpus() {
 # instance_types LIST: a line for each type that Batch may pick from: name, vCPUs, memory (MiB), architecture,
 # NVIDIA's GPUs.
 instance_types() {
-    local item filter=''
+    local item types filter=''
     local -a items
     IFS=, read -r -a items <<<"$1"
     for item in "${items[@]}"; do
@@ -608,9 +608,11 @@ instance_types() {
             *) filter+=",$item.*" ;;
         esac
     done
-    aws ec2 describe-instance-types --filters "Name=instance-type,Values=${filter#,}" --output text --query \
+    types=$(aws ec2 describe-instance-types --filters "Name=instance-type,Values=${filter#,}" --output text --query \
         "InstanceTypes[].[InstanceType, VCpuInfo.DefaultVCpus, MemoryInfo.SizeInMiB, ProcessorInfo.SupportedArchitectures[-1],
-            GpuInfo.Gpus[?Manufacturer=='NVIDIA'] | [0].Count]"
+            GpuInfo.Gpus[?Manufacturer=='NVIDIA'] | [0].Count]") || return
+    [[ -n $types && $types != None ]] || die "region $REGION has no instance types '$1' (--instancetype)."
+    printf '%s\n' "$types"
 }
 
 # fits VCPUS MEMORY GPUS: of the instance types in the input those that hold such a worker, the one of which it takes most
@@ -659,7 +661,6 @@ work_out_computers() {
     choose_gpu_sizes
     list=$(value_of InstanceTypes) vcpus=$(value_of VCPUS) memory=$(value_of Memory) gpus=$(value_of GPUS) jobs=$(value_of MaxJobs)
     types=$(instance_types "$list") || exit 1
-    [[ -n $types && $types != None ]] || die "region $REGION has no instance types '$list' (--instancetype)."
     architectures=$(cut -f 4 <<<"$types" | sort -u)
     case $architectures in
         x86_64) set_parameter '' Architecture X86_64 ;;

@@ -13,8 +13,8 @@
 #   --mainvcpus N, --mainmem MIB, --maindisk GIB, --logdays DAYS
 #                         as in scripts/create.sh. Build the image anew when the kind of processor changes. A stack
 #                         on Fargate stays there, and on Spot or not
-#   --gpus N              with another N than before, instance types, vCPUs, memory and disk become those that go with it,
-#                         as in a new stack, but for those that are given, too
+#   --gpus N              with another N than before, instance types, vCPUs and memory become those that go with it, as
+#                         in a new stack, but for those that are given, too; so does a disk that was never given
 #   --az ZONE             the zones given replace those there were. Not while a main job has not ended, nor, on Fargate,
 #                         any other job
 #   --readbucket NAME, --writebucket NAME
@@ -79,11 +79,14 @@ refuse_zones_of_running_jobs() {
     done
 }
 
-# What was right for workers with as many GPUs as before is not for others.
+# What was right for workers with as many GPUs as before is not for others. A disk that somebody has chosen is.
 forget_what_goes_with_gpus() {
+    local disks
     [[ $(value_of GPUS) != "$(current GPUS || echo 0)" ]] || return 0
     [[ $(current Architecture) != ARM64 ]] || parameter InstanceTypes >/dev/null || refuse_graviton_with_gpus
-    CURRENT=$(grep -Ev $'^(InstanceTypes|VCPUS|Memory|VolumeSize)\t' <<<"$CURRENT")
+    disks="$(template_value VolumeSize Default)|$GPU_VOLUME"
+    CURRENT=$(awk -F '\t' -v disks="^($disks)\$" '
+        $1 !~ /^(InstanceTypes|VCPUS|Memory)$/ && !($1 == "VolumeSize" && $2 ~ disks)' <<<"$CURRENT")
 }
 
 # What happens to jobs that run. The parameters are those of which batch.yaml makes instances.
