@@ -17,7 +17,7 @@ from tests.helpers import PATIENCE, main_script, output_of, shared_executor, squ
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-executor = shared_executor(4)
+executor = shared_executor(2)
 
 
 def meet(folder, name, how_many, seconds):
@@ -35,7 +35,7 @@ def test_dask_keeps_all_workers_busy(executor, shared):
     dask = pytest.importorskip('dask')
     with dask.config.set(scheduler=executor):
         assert dask.compute(*[dask.delayed(square)(x) for x in range(20)]) == tuple(x * x for x in range(20))
-        assert all(dask.compute(*[dask.delayed(meet)(shared, x, 4, 60) for x in range(4)]))
+        assert all(dask.compute(*[dask.delayed(meet)(shared, x, 2, 60) for x in range(2)]))
 
 
 def test_asyncio_awaits_calls(executor):
