@@ -94,8 +94,8 @@ def objects(run, prefix):
 
 @pytest.mark.parametrize('how', ['break', 'cancel', 'close'])
 def test_worker_does_not_begin_what_nobody_waits_for(how):
-    with rios_awsbatch.AWSBatchExecutor(2) as executor:
-        executor.wait_for_workers(2, PATIENCE)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        executor.wait_for_workers(1, PATIENCE)
         if how == 'break':
             for _ in executor.map(marks, range(100), [0.3] * 100):
                 break
