@@ -624,6 +624,7 @@ def main():
     gc.disable()                        # until it is up: what is imported and made until then stays
     printed = Printed() if os.environ.get('RIOSOutput') == 'true' else None
     computer = start_computer(printed)
+    sys.modules['OpenSSL'] = None       # botocore would import it where there is one, and needs it not
     import rios_awsbatch                # meanwhile
     index = int(os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX', 0))
     attempt = int(os.environ.get('AWS_BATCH_JOB_ATTEMPT', 1))
