@@ -149,10 +149,10 @@ def rios(version, own, seconds, workers_read, slow=False, killed=False):
         dataset.SetGeoTransform((0, 10, 0, 0, 0, -10))
         gdal.GetDriverByName('GTiff').CreateCopy(infiles.image, dataset, options=['TILED=YES'])
         meter = Meter(SIDE * SIDE, limit(seconds, slow))
+        if killed:
+            start = meter.start
+            meter.start = lambda: (start(), threading.Timer(0.5, kill_one).start())
         with from_when_workers_are_up(meter, version, own):
-            if killed:
-                start = meter.start
-                meter.start = lambda: (start(), threading.Timer(0.5, kill_one).start())
             applier.apply(with_rios, infiles, outfiles, otherargs, controls=controls)
             meter.stop()
         meter.finish()
