@@ -71,7 +71,7 @@ def test_check_finds_nothing_wrong_where_nothing_is(aws, tmp_path):
         '/vsis3/', 'ended worker', 'round trips', 'end of the run')]
     # The costs are said before the run, and its steps with their seconds after it.
     assert done.stdout.index('less than a cent') < done.stdout.index('✓ run: ')
-    assert re.search('run: submitted [0-9]+ s.*hello [0-9]+ s.*first result [0-9]+ s, replacement', done.stdout)
+    assert re.search('run: submitted [0-9]+ s.*hello [0-9]+ s.*first result [0-9]+ s.*, replacement [0-9]+ s', done.stdout)
     assert done.stdout.count('believed: ') == 5
     text = (tmp_path / 'check.json').read_text()
     assert len(json.loads(text)['facts']) == 5

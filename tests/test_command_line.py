@@ -21,13 +21,14 @@ def version_2(tmp_path):
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout if pathlib.Path(python).exists() else ''
     if not found.startswith('2.'):
         pytest.skip('there is no version 2 of the aws command; scripts/dev/aws2.sh brings it')
-    program, address = SCRIPTS / 'local_aws' / 'aws_command.py', tmp_path / 'socket'
-    server = subprocess.Popen([python, program, 'serve', address], env=env)
+    local_aws, address = SCRIPTS / 'local_aws', tmp_path / 'socket'
+    server = subprocess.Popen([python, local_aws / 'aws_command.py', address], env=env)
     try:
-        wait_until(address.exists)
+        wait_until(address.exists, 60)
         folder = tmp_path / 'bin'
         folder.mkdir()
-        (folder / 'aws').write_text('#!/bin/sh\nexec {} -IS "{}" call "{}" "$@"\n'.format(python, program, address))
+        (folder / 'aws').write_text('#!/bin/sh\nexec {} -IS "{}" "{}" "$@"\n'.format(
+            python, local_aws / 'aws_call.py', address))
         (folder / 'aws').chmod(0o755)
         yield folder
     finally:

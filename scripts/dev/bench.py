@@ -343,15 +343,17 @@ def rios_function(info, inputs, outputs, otherargs):
     outputs.result = inputs.image[:2] + 1
 
 
-def rios(kind, side, seconds, workers, version):
-    """Real RIOS: side * side windows of its default size, read and written by the main script."""
+@contextlib.contextmanager
+def applied(function, image, workers, version, folder=None, style=None, **otherargs):
+    """
+    Real RIOS: gives what applies `function` to windows of RIOS's default size of an image (bands, rows,
+    columns), which lies in `folder`, and checks what was written afterwards. `style` is for RIOS 2.
+    """
     from osgeo import gdal, gdal_array
     from rios import applier
-
-    import rios_awsbatch
-    blocks, image = side * side, pixels(kind, side)
-    infiles, outfiles, otherargs = (
+    infiles, outfiles, others = (
         applier.FilenameAssociations(), applier.FilenameAssociations(), applier.OtherInputs())
+    vars(others).update(otherargs)
     controls = applier.ApplierControls()
     controls.setOutputDriverName('GTiff')
     controls.setCreationOptions(['TILED=YES'])
@@ -361,16 +363,23 @@ def rios(kind, side, seconds, workers, version):
         controls.setJobManagerType('AWSBatch')
     else:
         controls.setConcurrencyStyle(applier.ConcurrencyStyle(
-            numComputeWorkers=workers, computeWorkerKind='CW_AWSBATCH'))
-    otherargs.seconds = seconds
-    with tempfile.TemporaryDirectory() as folder:
+            numComputeWorkers=workers, computeWorkerKind='CW_AWSBATCH', **style or {}))
+    with tempfile.TemporaryDirectory(dir=folder) as folder:
         infiles.image, outfiles.result = os.path.join(folder, 'in.tif'), os.path.join(folder, 'out.tif')
         dataset = gdal_array.OpenArray(image)
         dataset.SetGeoTransform((0, 10, 0, 0, 0, -10))
         gdal.GetDriverByName('GTiff').CreateCopy(infiles.image, dataset, options=['TILED=YES'])
-        with metered(blocks, blocks * seconds / workers) as found, rios_awsbatch.AWSBatchExecutor(workers):
-            applier.apply(rios_function, infiles, outfiles, otherargs, controls=controls)
+        yield functools.partial(applier.apply, function, infiles, outfiles, others, controls=controls)
         expect(numpy.array_equal(gdal.Open(outfiles.result).ReadAsArray(), image[:2] + 1), 'what RIOS wrote')
+
+
+def rios(kind, side, seconds, workers, version):
+    """Read and written by the main script."""
+    import rios_awsbatch
+    blocks = side * side
+    with applied(rios_function, pixels(kind, side), workers, version, seconds=seconds) as apply:
+        with metered(blocks, blocks * seconds / workers) as found, rios_awsbatch.AWSBatchExecutor(workers):
+            apply()
     return found
 
 

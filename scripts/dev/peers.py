@@ -122,41 +122,24 @@ def kill_one():
 
 def rios(version, own, seconds, workers_read, slow=False, killed=False):
     """RIOS, with its own code for AWS Batch or with ours."""
-    from osgeo import gdal, gdal_array
-    from rios import applier
     if not own:
         import rios_awsbatch  # noqa: F401
     elif version == 1:
         import rios.parallel.aws.batch  # noqa: F401
-    image = bench.pixels('landsat', SIDE)
-    infiles, outfiles, otherargs = (
-        applier.FilenameAssociations(), applier.FilenameAssociations(), applier.OtherInputs())
-    controls = applier.ApplierControls()
-    controls.setOutputDriverName('GTiff')
-    controls.setCreationOptions(['TILED=YES'])
-    controls.setCalcStats(False)
-    if version == 1:
-        controls.setNumThreads(WORKERS)
-        controls.setJobManagerType('AWSBatch')
-    else:
-        controls.setConcurrencyStyle(applier.ConcurrencyStyle(
-            numComputeWorkers=WORKERS, computeWorkerKind='CW_AWSBATCH', computeWorkersRead=workers_read,
-            numReadWorkers=0 if workers_read else 1, haveSharedTemp=False))
-    with tempfile.TemporaryDirectory(dir=os.environ['RIOS_AWSBATCH_LOCAL_SHARED']) as folder:
-        otherargs.seconds, otherargs.slow = seconds, os.path.join(folder, 'slow') if slow else None
-        infiles.image, outfiles.result = os.path.join(folder, 'in.tif'), os.path.join(folder, 'out.tif')
-        dataset = gdal_array.OpenArray(image)
-        dataset.SetGeoTransform((0, 10, 0, 0, 0, -10))
-        gdal.GetDriverByName('GTiff').CreateCopy(infiles.image, dataset, options=['TILED=YES'])
-        meter = Meter(SIDE * SIDE, limit(seconds, slow))
-        if killed:
-            start = meter.start
-            meter.start = lambda: (start(), threading.Timer(0.5, kill_one).start())
+    folder = os.environ['RIOS_AWSBATCH_LOCAL_SHARED']
+    style = {'computeWorkersRead': workers_read, 'numReadWorkers': 0 if workers_read else 1,
+             'haveSharedTemp': False}
+    meter = Meter(SIDE * SIDE, limit(seconds, slow))
+    if killed:
+        start = meter.start
+        meter.start = lambda: (start(), threading.Timer(0.5, kill_one).start())
+    with bench.applied(
+            with_rios, bench.pixels('landsat', SIDE), WORKERS, version, folder, style, seconds=seconds,
+            slow=os.path.join(folder, 'slow-{}'.format(os.getpid())) if slow else None) as apply:
         with from_when_workers_are_up(meter, version, own):
-            applier.apply(with_rios, infiles, outfiles, otherargs, controls=controls)
+            apply()
             meter.stop()
         meter.finish()
-        expect(numpy.array_equal(gdal.Open(outfiles.result).ReadAsArray(), image[:2] + 1), 'what RIOS wrote')
     return meter.found
 
 
