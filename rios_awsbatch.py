@@ -110,9 +110,9 @@ WATCH_SECONDS = 5           # how often the Batch jobs are looked at
 FORGOTTEN_SECONDS = 3600    # a job of which Batch knows nothing is not a new one any more, but gone
 TELL_SECONDS = 300          # how often it is logged that no worker is up yet, or that AWS is still away
 # A dead worker's block is given to another one after this. Each worker asks SQS three times in it to keep
-# hidden what it has. With 10 s that would be 1,080 requests an hour instead of 360 (3 instead of 1 for a
-# block of 10 s), and a network that is away for 10 s would have blocks computed twice. The last blocks, for
-# which all would wait, have copies before.
+# hidden what it has. 10 s would want 1,080 requests an hour instead of 360 (measured: none for blocks of
+# 0.1 s, 3.5 instead of 1.3 for one of 10 s, 21 instead of 6.5 for one of 70 s), and a network that is away
+# for 10 s would have blocks computed twice. The last blocks, for which all would wait, have copies before.
 VISIBILITY_SECONDS = 30
 STOP_SECONDS = 5            # what workers get to say goodbye before they are terminated
 TAKE_BACK_SECONDS = 2       # while cancelled calls are looked for, wanted ones are hidden no longer than this
