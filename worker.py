@@ -464,24 +464,28 @@ class Worker:
             wait = 1 if busy else int(min(rios_awsbatch.LONG_POLL_SECONDS, idle))
             messages = self.channel.receive(self.channel.in_queue, wait, count)
             self.hands.take(message['ReceiptHandle'] for message in messages)
-            for message in messages:
-                self._take(message)
+            stops = [message for message in messages if self._take(message)]
+            ends = bool(stops) and not self.hands.stopping
+            if ends:
+                self._forget([stops.pop()['ReceiptHandle']])
+            if stops:
+                self._give_back(stops)          # they are for other workers
+            if ends:        # now: who ends gives back what it holds, and its own would end another one, too
+                self.hands.stop()
             if not messages and time.monotonic() - last > idle:
                 log.info('No message for %d s: exiting', idle)
                 self.hands.stop()
 
     def _take(self, message):
-        """Make a task of a message."""
+        """Make a task of a message; whether it says that a worker is to end."""
         try:
             received = self.channel.open('worker', message)
         except rios_awsbatch.Refused as refused:
             log.warning('A message was refused: %s', refused)
-            return self._forget([message['ReceiptHandle']])
+            self._forget([message['ReceiptHandle']])
+            return False
         if received.said.kind == 'stop':
-            if self.hands.stopping:     # this one is for another worker
-                return self._give_back([message])
-            self.hands.stop()
-            return self._forget([received.receipt])
+            return True
         task, why = Task(received, self.number), None
         if received.times > self.settings.max_receives:
             why = 'its worker was gone before it had answered'
@@ -493,9 +497,11 @@ class Worker:
             log.error('%s is given up: %s', task.call.label, why)
             task.answer.kind, task.answer.text, task.payload = 'lost', why, b''
             task.answer.tries = max(1, received.times - 1)
-            return self.outbox.put(task)
-        task.answer.downloaded = time.time()
-        return self.hands.add(task)
+            self.outbox.put(task)
+        else:
+            task.answer.downloaded = time.time()
+            self.hands.add(task)
+        return False
 
     def _give_back(self, messages):
         """Let other workers have them."""

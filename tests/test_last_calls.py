@@ -98,7 +98,7 @@ def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(share
         executor.wait_for_workers(4, PATIENCE)
         futures = [executor.submit(tile, shared, x) for x in range(4)]
         executor.shutdown(wait=False)
-        wait_until(lambda: len(pids(executor.run)) <= 2)
+        wait_until(lambda: len(pids(executor.run)) == 2)
         assert not futures[3].done() and executor.stats()['lost'] == 0
         (shared / 'go').touch()
         assert futures[3].result(PATIENCE) == (3, True)

@@ -388,6 +388,34 @@ def test_what_keeps_a_run_from_starting_is_told_without_the_insides_of_boto3(cha
     assert last.startswith('rios_awsbatch.AWSBatchException: ') and len(above) < 8
 
 
+def test_each_message_to_stop_ends_one_worker_where_the_network_is_slow(tmp_path, aws):
+    """Workers give back what they hold when they end, but not what has made them end."""
+    local_aws('latency', {'ms': 150}, env=aws)
+    try:
+        out, err = finish(run_main(tmp_path, aws, '''
+            def wait_for(bucket, key):
+                import boto3
+                while not boto3.client('s3').list_objects_v2(Bucket=bucket, Prefix=key)['KeyCount']:
+                    time.sleep(0.5)
+            bucket = rios_awsbatch.getStackOutputs()['BatchBucket']
+            with rios_awsbatch.AWSBatchExecutor(6, copies=False) as executor:
+                executor.wait_for_workers(6)
+                key = 'runs/{}/go'.format(executor.run)
+                executor.submit(wait_for, bucket, key)
+                for _ in range(5):
+                    executor.submit(time.sleep, 0)
+                executor.shutdown(wait=False)
+                while executor.stats()['workers_up'] > 2:
+                    time.sleep(0.1)
+                time.sleep(5)
+                print('left:', executor.stats()['workers_up'])
+                __import__('boto3').client('s3').put_object(Bucket=bucket, Key=key, Body=b'')
+            '''))
+    finally:
+        local_aws('latency', {'ms': 0}, env=aws)
+    assert out == 'left: 2\n', err
+
+
 # ---------------------------------------------------------------------------------------------
 # A login that expires
 # ---------------------------------------------------------------------------------------------
