@@ -2345,7 +2345,7 @@ class _Copies:
         calls, since = self.run.calls, time.time()
         while not self.life.ended.wait(COPY_SECONDS / 2):
             seconds, up = sorted(calls.seconds), len(self.run.keeper.up)
-            if len(calls) >= up:        # else no call waits for a worker, and some have nothing to do
+            if len(calls) > up:         # else no call waits for a worker
                 since = time.time()
             elif calls and seconds:
                 # No call itself: nothing here may keep a future, and so its result.
