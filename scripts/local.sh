@@ -112,7 +112,7 @@ start_servers() {
     chmod +x "$folder/bin/aws"
     PATH=$folder/bin:$PATH
     until [[ -s $folder/port && -S $folder/aws ]]; do
-        if ! kill -0 "${servers[@]}" 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
+        if ! { kill -0 "${servers[0]}" && kill -0 "${servers[1]}"; } 2>/dev/null || [[ $((tries += 1)) -gt 600 ]]; then
             echo "local.sh: the local AWS does not start: $(tail -n 1 "$log")" >&2
             exit 1
         fi

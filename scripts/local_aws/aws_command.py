@@ -105,11 +105,11 @@ def answer(caller, main):
 
 
 def end_with(caller, over):
-    """A caller that is gone too soon has been ended by a signal, and its command ends as after a Ctrl-C."""
+    """A caller that is gone too soon has been ended by a signal; so is its command, and as silently."""
     with contextlib.suppress(OSError):
         caller.recv(1)
     if not over.is_set():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == '__main__':
