@@ -211,7 +211,7 @@ def test_argument_that_does_not_exist_is_told_with_the_one_that_is_meant():
 def test_lack_of_memory_is_told_at_once_and_not_tried_again(tmp_path, aws):
     """The memory is too little for the worker itself; Batch starts its job once."""
     process = run_main(tmp_path, aws, '''
-        executor = rios_awsbatch.AWSBatchExecutor(1, memory=50)
+        executor = rios_awsbatch.AWSBatchExecutor(1, memory=15)
         print(executor.run, executor.submit(time.sleep, 60).exception(), flush=True)
         executor.shutdown()
         ''')

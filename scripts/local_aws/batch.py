@@ -238,6 +238,7 @@ class Batch:
                 if queue is None:
                     refuse(f'JobQueue {request.get("jobQueue")} not found')
                 jobs = [job for job in self.scheduler.jobs.values() if job.queue is queue and not job.parent]
+            jobs = [job.seen() for job in jobs]
             if 'filters' not in request:
                 # The running ones unless told otherwise; the parent of an array is never among them.
                 jobs = [job for job in jobs if job.status == request.get('jobStatus', 'RUNNING')]
