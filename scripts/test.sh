@@ -51,7 +51,7 @@ unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_RUNTIME_DIR
 export MPLCONFIGDIR=$root/.venv/matplotlib
 .venv/bin/python -c 'import matplotlib.font_manager' 2>/dev/null
 # There are more test processes than cores. They make the stack themselves, which takes less than with scripts/create.sh.
-RIOS_AWSBATCH_LOCAL_STACK=no scripts/local.sh .venv/bin/python -m pytest -n 6 --durations=10 "$@" || status=$?
+RIOS_AWSBATCH_LOCAL_STACK=no scripts/local.sh .venv/bin/python -m pytest -n 8 --durations=10 "$@" || status=$?
 if [[ $# = 0 ]]; then
     [[ $status -ne 0 ]] || scripts/dev/bench.sh --quick || status=$?
     if wait "$linters"; then

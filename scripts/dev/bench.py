@@ -94,6 +94,7 @@ def blocks_of(kind, count):
 def pixels(kind, side=7):
     """Four bands (uint16) of side * side windows: a Landsat scene, resampled as products are, or noise."""
     from osgeo import gdal
+    gdal.UseExceptions()
     size = side * WINDOW
     if kind == 'noise':
         return numpy.random.default_rng(1).integers(0, 65536, (4, size, size), dtype=numpy.uint16)
@@ -350,6 +351,7 @@ def applied(function, image, workers, version, folder=None, style=None, **othera
     columns), which lies in `folder`, and checks what was written afterwards. `style` is for RIOS 2.
     """
     from osgeo import gdal, gdal_array
+    gdal.UseExceptions()
     from rios import applier
     infiles, outfiles, others = (
         applier.FilenameAssociations(), applier.FilenameAssociations(), applier.OtherInputs())
