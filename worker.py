@@ -408,6 +408,8 @@ class Worker:
             try:
                 kind, task.payload = self._ask_computer(task)
                 break
+            except rios_awsbatch.AWS_ERRORS:    # some of them are an OSError, too
+                raise
             except (EOFError, OSError):
                 how = how_it_ended(self.process.wait(), out_of_memory() > self.memory_kills)
             except rios_awsbatch.Refused as refused:    # the function

@@ -203,6 +203,24 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
     assert len(told) == 3 and told[0].endswith('exit code 1.') and 'try 1 of 3' in told[0]
 
 
+@pytest.mark.slow
+def test_worker_that_cannot_reach_s3_in_the_middle_of_a_call_ends_and_another_one_computes_it(tmp_path, stack):
+    """A connection that fails is an OSError, as a pipe of a process is that has died."""
+    stack.push('BatchECR', ROOT / 'worker.py', stack.endpoint.replace('http:', 'AWS_ENDPOINT_URL_S3=https:'))
+    process = run_main(tmp_path, stack.env, '''
+        data = os.urandom(2 * rios_awsbatch.FUNCTION_BYTES)
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            future = executor.submit(lambda: len(data))
+            executor.wait_for_workers(1)
+            print('up', flush=True)
+            print(future.result() == len(data), executor.stats()['lost'])
+        ''')
+    assert process.stdout.readline() == 'up\n'
+    stack.push('BatchECR', ROOT / 'worker.py')
+    out, err = finish(process)
+    assert out == 'True 1\n', err
+
+
 def test_argument_that_does_not_exist_is_told_with_the_one_that_is_meant():
     with pytest.raises(TypeError, match=r"no argument 'mem': did you mean memory \(MiB\)\?"):
         rios_awsbatch.AWSBatchExecutor(1, mem=3000)
