@@ -29,6 +29,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -591,15 +592,18 @@ def start_computer(printed):
                                stdin=subprocess.DEVNULL, pass_fds=[its.fileno()],
                                **(printed.streams() if printed else {}))
     its.close()
-    threading.Thread(target=end_what_it_leaves, args=(process,), daemon=True).start()
+    pipe = socket.socket(fileno=os.dup(ours.fileno()))
+    threading.Thread(target=end_what_it_leaves, args=(process, pipe), daemon=True).start()
     return process, ours
 
 
-def end_what_it_leaves(computer):
-    """When it has ended, end the processes that it has left: they would hold its pipe open."""
+def end_what_it_leaves(computer, pipe):
+    """When it has ended, end the processes that it has left, and its pipe, which a daemon may still hold."""
     computer.wait()
     with contextlib.suppress(OSError):
         os.killpg(computer.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError), pipe:
+        pipe.shutdown(socket.SHUT_RDWR)         # what it has said can still be read
 
 
 def out_of_memory():

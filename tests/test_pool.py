@@ -203,6 +203,23 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
     assert len(told) == 3 and told[0].endswith('exit code 1.') and 'try 1 of 3' in told[0]
 
 
+@pytest.mark.parametrize('how', ['fork', 'exec'])
+def test_block_that_ends_its_process_and_leaves_a_daemon_behind_is_no_block_to_wait_for(how):
+    """A daemon is in a session of its own, and may have all that is open."""
+    def tile(how):
+        if how == 'exec':
+            os.system('exec setsid sleep 1000 &')
+        elif os.fork() == 0:
+            os.setsid()
+            os.execlp('sleep', 'sleep', '1000')
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        with pytest.raises(rios_awsbatch.AWSBatchException, match='tried 3 times.*SIGKILL'):
+            executor.submit(tile, how).result(PATIENCE)
+        assert executor.submit(square, 3).result(PATIENCE) == 9
+
+
 @pytest.mark.slow
 def test_worker_that_cannot_reach_s3_in_the_middle_of_a_call_ends_and_another_one_computes_it(tmp_path, stack):
     """A connection that fails is an OSError, as a pipe of a process is that has died."""
