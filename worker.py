@@ -161,7 +161,8 @@ def explained(error, label, paths=()):
         text += hint + '\n'
         if hasattr(error, 'add_note'):      # since Python 3.11
             error.add_note(hint)
-    print(f'{label} failed:\n{text}', file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):    # it may be closed, or something else
+        print(f'{label} failed:\n{text}', file=sys.stderr, flush=True)
     for travels in error, rios_awsbatch.without_init(error):
         with contextlib.suppress(BaseException):
             data = rios_awsbatch.dumps((travels, text))

@@ -203,6 +203,25 @@ def test_block_that_ends_its_process_costs_no_worker(caplog):
     assert len(told) == 3 and told[0].endswith('exit code 1.') and 'try 1 of 3' in told[0]
 
 
+def test_exception_comes_home_from_a_process_that_has_no_standard_error_any_more(caplog):
+    """It is printed there, too."""
+    class Tee:
+        def write(self, text):
+            pass
+
+    def tile(x):
+        if x == 0:
+            sys.stderr.close()
+        else:
+            sys.stderr = Tee()
+        raise ZeroDivisionError(x)
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        for x in range(2):
+            with pytest.raises(ZeroDivisionError, match=str(x)):
+                executor.submit(tile, x).result(PATIENCE)
+    assert not [record for record in caplog.records if 'try 1' in record.getMessage()]
+
+
 @pytest.mark.parametrize('how', ['fork', 'exec'])
 def test_block_that_ends_its_process_and_leaves_a_daemon_behind_is_no_block_to_wait_for(how):
     """A daemon is in a session of its own, and may have all that is open."""
