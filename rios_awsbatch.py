@@ -1307,7 +1307,11 @@ class Channel:
 
     def delete(self, queue_url, receipts):
         """Delete received messages, given their receipt handles (any number)."""
-        self._each(self.sqs.delete_message_batch, queue_url, receipts)
+        for pause in (0, 0.1, 0.5, 2, 5):       # what is not deleted comes again
+            if receipts:
+                time.sleep(pause)
+                failed = self._each(self.sqs.delete_message_batch, queue_url, receipts)
+                receipts = [receipts[int(entry['Id'])] for entry in failed if not entry['SenderFault']]
 
     def hide(self, receipts, seconds):
         """
@@ -1332,10 +1336,10 @@ class Channel:
 
     @staticmethod
     def _each(request, queue_url, receipts, **more):
-        return [entry for some in in_groups(receipts, BATCH_ENTRIES)
-                for entry in request(QueueUrl=queue_url, Entries=[
-                    dict(more, Id=str(n), ReceiptHandle=receipt)
-                    for n, receipt in enumerate(some)]).get('Failed', [])]
+        """The entries that have failed; Id is the place of a receipt among all."""
+        entries = [dict(more, Id=str(n), ReceiptHandle=receipt) for n, receipt in enumerate(receipts)]
+        return [entry for some in in_groups(entries, BATCH_ENTRIES)
+                for entry in request(QueueUrl=queue_url, Entries=some).get('Failed', [])]
 
 
 class Mailbox:

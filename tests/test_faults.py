@@ -45,3 +45,27 @@ def test_faults_of_aws_change_no_result(tmp_path):
         assert not stack.queues()
         wait_until(lambda: not local_aws('jobs', env=env)['jobs'])
         assert not stack.objects('runs/')
+
+
+DELETES = '''
+    from tests.helpers import client, local_aws
+    url = client('sqs').create_queue(QueueName='calls')['QueueUrl']
+    channel = rios_awsbatch.Channel('run', b'key', None, url, url, rios_awsbatch.REGION).connect()
+    channel.send(url, [{'MessageBody': str(n)} for n in range(60)])
+    receipts = []
+    while len(receipts) < 60:
+        receipts += [message['ReceiptHandle'] for message in channel.receive(url, 1)]
+    local_aws('faults', {'errors': 0.1, 'seed': 1})
+    channel.delete(url, receipts)
+    local_aws('faults', {})
+    there = client('sqs').get_queue_attributes(QueueUrl=url, AttributeNames=['All'])['Attributes']
+    print({name: there[name] for name in there if name.startswith('ApproximateNumber')})
+'''
+
+
+def test_entries_of_a_batch_that_are_not_deleted_are_deleted_later(tmp_path):
+    """SQS says of each whether it was deleted, and calls that were not would be computed again."""
+    with another_aws(tmp_path) as env:
+        done = subprocess.run([sys.executable, write_main(tmp_path, DELETES)], env=env, capture_output=True, text=True,
+                              timeout=PATIENCE)
+    assert done.stdout.count("'0'") == 3, (done.stdout, done.stderr)
