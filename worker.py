@@ -341,9 +341,12 @@ class Hands:
             self.changed.notify_all()
 
     def balance(self):
-        """Wait until there is something to do: (calls to fetch, task to give back, whether any is here)."""
+        """
+        Wait until there is something to do: (calls to fetch, task to give back, whether any is here). None
+        at the end.
+        """
         with self.changed:
-            while True:
+            while not self.stopping:
                 running = time.monotonic() - self.started if self.current else None
                 ahead = AHEAD_SECONDS + self.download
                 count = calls_to_fetch(self.pace, running, len(self.ready), ahead)
@@ -352,6 +355,7 @@ class Hands:
                     return count, surplus, bool(self.current or self.ready)
                 left = work_left(self.pace, running, len(self.ready))
                 self.changed.wait(min(left - ahead, HOLD_SECONDS / 4))
+        return None
 
 
 class Worker:
@@ -394,8 +398,9 @@ class Worker:
             threads[0].join()
         finally:                                # on SIGTERM too
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self.hands.stop()                   # so that it does not take again what it gives back
+            self.hands.stop()
             self.outbox.put(None)
+            threads[1].join(2)      # it may be fetching, and would take again what is given back
             threads[0].join(5)
             self.channel.hide(self.hands.receipts(), 0)     # what is not answered is given back
         self._say('bye', requests=dict(self.channel.requests),
@@ -458,8 +463,8 @@ class Worker:
     def _fetch_loop(self):
         """Have the next call at hand when the current one ends; sooner, an idle worker could have it."""
         idle, last = self.settings.idle, time.monotonic()
-        while not self.hands.stopping:
-            count, surplus, busy = self.hands.balance()
+        while (to_do := self.hands.balance()) is not None:
+            count, surplus, busy = to_do
             if busy:
                 last = time.monotonic()
             if surplus:
@@ -468,8 +473,10 @@ class Worker:
             wait = 1 if busy else int(min(rios_awsbatch.LONG_POLL_SECONDS, idle))
             messages = self.channel.receive(self.channel.in_queue, wait, count)
             self.hands.take(message['ReceiptHandle'] for message in messages)
+            if self.hands.stopping:     # whoever has said so gives them back
+                break
             stops = [message for message in messages if self._take(message)]
-            ends = bool(stops) and not self.hands.stopping
+            ends = bool(stops)
             if ends:
                 self._forget([stops.pop()['ReceiptHandle']])
             if stops:

@@ -86,6 +86,23 @@ def test_workers_that_fail_for_good_are_replaced(caplog):
     assert_nothing_left(executor.run)
 
 
+def test_call_of_a_worker_that_is_asked_to_end_is_for_another_one_at_once(shared, monkeypatch):
+    """Also while that worker fetches its next call: it does not take again what it has given back."""
+    monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 3 * PATIENCE)
+
+    def tile(x):
+        if x == 4 and not (shared / 'begun').exists():
+            (shared / 'begun').touch()
+            time.sleep(3 * PATIENCE)
+        return x
+    with rios_awsbatch.AWSBatchExecutor(1, copies=False) as executor:
+        assert list(executor.map(tile, range(4))) == list(range(4))
+        future = executor.submit(tile, 4)
+        wait_until((shared / 'begun').exists)
+        kill(executor.run, signal.SIGTERM)
+        assert future.result(PATIENCE) == 4
+
+
 @pytest.mark.slow
 def test_random_kills_lose_no_block_and_give_none_up():
     """180 blocks; a worker is killed at random every 0.3 s, when ten have been answered since the last one was."""
