@@ -65,10 +65,11 @@ read_options() {
 
 # quote WORD: as one types it.
 quote() {
+    local escaped="'\\''"
     if [[ $1 =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
         printf '%s' "$1"
     else
-        printf "'%s'" "${1//\'/\'\\\'\'}"
+        printf "'%s'" "${1//\'/$escaped}"
     fi
 }
 
@@ -168,7 +169,7 @@ find_python() {
     read -r -a ADD <<<"${PIP_PACKAGES:-}"
     [[ $lacks != *boto3* ]] || ADD+=(boto3)
     if [[ ${PIP_PACKAGES:-} != *cloudpickle* && ($lacks == *cloudpickle* ||
-            $CLOUDPICKLE != @(|"cloudpickle==${pickle%%.*}.*")) ]]; then
+            (-n $CLOUDPICKLE && $CLOUDPICKLE != "cloudpickle==${pickle%%.*}.*")) ]]; then
         ADD+=("${CLOUDPICKLE:-cloudpickle}")
     fi
     [[ ${#ADD[@]} -eq 0 || -n $pip ]] ||
@@ -258,8 +259,9 @@ check_kind() {
 push() {
     local image=$1 name names=()
     for name in "${PLATFORM#linux/}" ${VERSIONS:+"$VERSIONS"}; do
-        names+=("${image%:*}:$name")
-        "${ENGINE[@]}" tag "$image" "${names[-1]}"
+        name=${image%:*}:$name
+        names+=("$name")
+        "${ENGINE[@]}" tag "$image" "$name"
     done
     say "Pushing $image"
     for name in "${names[@]}" "$image"; do

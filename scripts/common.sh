@@ -91,7 +91,7 @@ aws_command() {
     # Where the folder's name has a space, this one cannot start by itself.
     [[ ${command[0]} != "$ROOT/.venv/bin/aws" ]] || command=("$ROOT/.venv/bin/python" -m awscli)
     # Version 1 of the command line overlooks AWS_ENDPOINT_URL for SQS.
-    "${command[@]}" --region "$REGION" ${AWS_ENDPOINT_URL:+--endpoint-url "$AWS_ENDPOINT_URL"} "$@"
+    "${command[@]}" --region "$REGION" ${AWS_ENDPOINT_URL:+--endpoint-url="$AWS_ENDPOINT_URL"} "$@"
 }
 
 # One sentence for a scientist, out of what the aws command line wrote to standard error.
@@ -134,7 +134,7 @@ describe_stack() {
     if try_aws cloudformation describe-stacks --stack-name "$STACK" --output text \
             --query 'Stacks[0].[[[StackStatus, StackId, Description]], Outputs[].[OutputKey, OutputValue]][]'; then
         IFS=$'\t' read -r STACK_STATUS STACK_ID STACK_DESCRIPTION <<<"$ANSWER"
-        STACK_OUTPUTS=$(sed -n '2,$ { /\t/p; }' <<<"$ANSWER")
+        STACK_OUTPUTS=$(awk -F '\t' 'NR > 1 && NF > 1' <<<"$ANSWER")
     elif [[ $ERROR == *'does not exist'* ]]; then
         STACK_STATUS=NONE STACK_ID='' STACK_DESCRIPTION=''
     else

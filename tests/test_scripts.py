@@ -89,6 +89,15 @@ def test_bad_values_are_refused_before_aws_is_asked(script, args, said):
 
 
 # ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('script', ['common.sh', 'check.sh', *ON_AWS])
+def test_scripts_for_aws_have_nothing_that_the_bash_of_macos_lacks(script):
+    """That is version 3.2; and its sed takes \\t for a t."""
+    text = (SCRIPTS / script).read_text()
+    lacking = (r'[!=]= [@+?*!]\(|\$\{\w+\[-|mapfile|readarray|(?:local|declare) -[An]|,,\}|\^\^\}|@[QPAaE]\}|\|&|&>>'
+               r'|wait -n|%\(|\bsed\b.*\\t|readlink|sort -V|xargs -r|head -n -')
+    assert [line for line in text.splitlines() if re.search(lacking, line)] == []
+
+
 # As a new user
 # ---------------------------------------------------------------------------------------------
 
