@@ -62,25 +62,20 @@ check_settings() {
 
 # ---------------------------------------------------------------------------------------------- AWS
 
-# The aws command line in our region. Where it fails, its error becomes one sentence on standard error.
+# The aws command line in our region. Where it fails, its error becomes one sentence on standard error. No file holds that
+# meanwhile, which a Ctrl-C would leave behind.
 aws() {
     local error status=0
-    error=$(mktemp)
-    aws_command "$@" 2>"$error" || status=$?
-    if [[ $status -ne 0 ]]; then
-        warn "$(aws_error <"$error")"
-    fi
-    rm -f "$error"
+    { error=$(aws_command "$@" 2>&1 >&3 3>&-) || status=$?; } 3>&1
+    [[ $status -eq 0 ]] || warn "$(aws_error <<<"$error")"
     return "$status"
 }
 
 # The same for callers that look at the error themselves: sets ANSWER and ERROR.
 try_aws() {
-    local error status=0
-    error=$(mktemp)
-    ANSWER=$(aws_command "$@" 2>"$error") || status=$?
-    ERROR=$(cat "$error")
-    rm -f "$error"
+    local both status=0
+    both=$({ ANSWER=$(aws_command "$@") || status=$?; printf '\036%s' "$ANSWER"; exit "$status"; } 2>&1) || status=$?
+    ANSWER=${both#*$'\036'} ERROR=${both%%$'\036'*}
     return "$status"
 }
 

@@ -102,20 +102,18 @@ close_bucket() {
 
 # Every version and delete marker, a thousand at a time.
 empty_bucket() {
-    local bucket=$1 page count=0 failed
+    local bucket=$1 count=0 failed
     close_bucket "$bucket"
-    page=$(mktemp)
     while true; do
         # shellcheck disable=SC2016  # the backquotes are the query's
         list_or_nothing NoSuchBucket s3api list-object-versions --bucket "$bucket" --no-paginate --max-keys 1000 --output json \
             --query '{Objects: [Versions, DeleteMarkers][].{Key: Key, VersionId: VersionId}, Quiet: `true`}'
-        printf '%s\n' "$ANSWER" >"$page"
-        grep -q '"Key"' "$page" || break
-        failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$page" --query 'Errors[0].Message' --output text)
+        [[ $ANSWER == *'"Key"'* ]] || break
+        failed=$(aws s3api delete-objects --bucket "$bucket" --delete file:///dev/stdin --query 'Errors[0].Message' \
+            --output text <<<"$ANSWER")
         [[ $failed == None ]] || die "cannot empty bucket $bucket: $failed"
-        count=$((count + $(grep -c '"Key"' "$page")))
+        count=$((count + $(grep -c '"Key"' <<<"$ANSWER")))
     done
-    rm -f "$page"
     [[ $count -eq 0 ]] || say "Deleted $count objects from bucket $bucket."
 }
 

@@ -18,6 +18,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,6 +174,18 @@ NO_CREDENTIALS = {'AWS_ACCESS_KEY_ID': None, 'AWS_SECRET_ACCESS_KEY': None}
      "no stack 'RIOS' in region us-east-1.*RIOS_AWSBATCH_REGION.*create.sh")])
 def test_wrong_settings_are_one_sentence(env, said):
     refuses(run('submit.sh', env=dict(env, RIOS_AWSBATCH_STACK='RIOS')), said)
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_script_that_is_interrupted_says_and_leaves_nothing(how, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        env = dict(os.environ, TMPDIR=str(tmp_path), AWS_ENDPOINT_URL='http://127.0.0.1:{}'.format(silent.getsockname()[1]))
+        process = subprocess.Popen([SCRIPTS / 'create.sh', '--wait'], env=env, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        with silent.accept()[0]:
+            os.killpg(process.pid, how)
+            assert process.communicate(timeout=PATIENCE)[0] == ''
+    assert process.returncode == -how and os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize('script', ON_AWS)
