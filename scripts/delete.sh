@@ -61,7 +61,9 @@ stop_jobs() {
     state=$(aws batch describe-job-queues --job-queues "$queue" --query 'jobQueues[0].state' --output text)
     [[ $state != None ]] || return 0
     aws batch update-job-queue --job-queue "$queue" --state DISABLED >/dev/null
-    while jobs=$(unfinished_jobs "$queue" | cut -f 1) && [[ -n $jobs ]]; do
+    while true; do
+        jobs=$(unfinished_jobs "$queue" | cut -f 1)
+        [[ -n $jobs ]] || break
         for job in $jobs; do
             [[ " $told " != *" $job "* ]] || continue
             aws batch terminate-job --job-id "$job" --reason "Stack $STACK is being deleted"
@@ -136,6 +138,8 @@ empty_repository() {
 # CloudFormation does not delete a policy that somebody else has attached, as the README tells users to.
 detach_policy() {
     local policy=$1 kind name
+    list_or_nothing NoSuchEntity iam list-entities-for-policy --policy-arn "$policy" --output text --query \
+        "[PolicyUsers[].['USER', UserName], PolicyGroups[].['GROUP', GroupName], PolicyRoles[?RoleName!='$(resource MainRole)'].['ROLE', RoleName]][]"
     while IFS=$'\t' read -r kind name; do
         case $kind in
             USER) aws iam detach-user-policy --user-name "$name" --policy-arn "$policy" ;;
@@ -144,8 +148,7 @@ detach_policy() {
             *) continue ;;
         esac
         say "Detached the stack's policy from $name."
-    done < <(aws iam list-entities-for-policy --policy-arn "$policy" --output text --query \
-        "[PolicyUsers[].['USER', UserName], PolicyGroups[].['GROUP', GroupName], PolicyRoles[?RoleName!='$(resource MainRole)'].['ROLE', RoleName]][]")
+    done <<<"$ANSWER"
 }
 
 read_options "$@"
