@@ -153,7 +153,7 @@ require_stack() {
         die "there is no stack '$STACK' in region $REGION. Set RIOS_AWSBATCH_STACK and RIOS_AWSBATCH_REGION to the one you mean, or make it with scripts/create.sh."
     require_ours
     case $STACK_STATUS in
-        CREATE_COMPLETE | UPDATE_COMPLETE | UPDATE_COMPLETE_CLEANUP_IN_PROGRESS | UPDATE_ROLLBACK_COMPLETE | UPDATE_IN_PROGRESS) ;;
+        CREATE_COMPLETE | UPDATE_COMPLETE | UPDATE_ROLLBACK_COMPLETE | UPDATE_*IN_PROGRESS) ;;
         CREATE_IN_PROGRESS)
             die "stack '$STACK' is still being created. Wait a few minutes and repeat the command." ;;
         DELETE_IN_PROGRESS)

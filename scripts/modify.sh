@@ -106,7 +106,7 @@ check_settings
 finish_parameters
 
 require_stack
-[[ $STACK_STATUS != UPDATE_IN_PROGRESS ]] ||
+[[ $STACK_STATUS != UPDATE_*IN_PROGRESS ]] ||
     die "stack '$STACK' is just being changed. Repeat the command when scripts/status.sh says that it is done."
 CURRENT=$(aws cloudformation describe-stacks --stack-name "$STACK" \
     --query 'Stacks[0].Parameters[].[ParameterKey, ParameterValue]' --output text)

@@ -89,7 +89,6 @@ def test_bad_values_are_refused_before_aws_is_asked(script, args, said):
     refuses(run(script, *args, env={'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'}), said)
 
 
-# ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('script', ['common.sh', 'check.sh', *ON_AWS])
 def test_scripts_for_aws_have_nothing_that_the_bash_of_macos_lacks(script):
     """That is version 3.2; and its sed takes \\t for a t."""
@@ -99,6 +98,7 @@ def test_scripts_for_aws_have_nothing_that_the_bash_of_macos_lacks(script):
     assert [line for line in text.splitlines() if re.search(lacking, line)] == []
 
 
+# ---------------------------------------------------------------------------------------------
 # As a new user
 # ---------------------------------------------------------------------------------------------
 
@@ -242,7 +242,8 @@ def test_deleting_a_missing_stack_succeeds():
     ('DELETE_IN_PROGRESS', 'create.sh', 'is being deleted'),
     ('ROLLBACK_COMPLETE', 'create.sh', 'Remove it with scripts/delete.sh'),
     ('ROLLBACK_COMPLETE', 'submit.sh', 'not usable .it is in state ROLLBACK_COMPLETE'),
-    ('UPDATE_IN_PROGRESS', 'modify.sh', 'just being changed')])
+    *[(status, 'modify.sh', 'just being changed') for status in (
+        'UPDATE_IN_PROGRESS', 'UPDATE_COMPLETE_CLEANUP_IN_PROGRESS', 'UPDATE_ROLLBACK_IN_PROGRESS')]])
 def test_stack_in_an_odd_state_is_one_sentence(status, script, said, stack):
     urllib.request.urlopen(stack.endpoint + '/_local/stack', json.dumps(
         {'region': REGION, 'name': stack.name, 'status': status}).encode(), timeout=30).close()
