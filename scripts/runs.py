@@ -82,8 +82,7 @@ def main(now, stack, start_seconds, queues, objects, jobs, leases, seen):
         looks = {}
     leases = {key: '\t'.join(rest) for key, *rest in rows(leases)}
     objects = rows(objects)
-    # S3's own clock, where status.sh has asked for it.
-    now = moment(dict(row[:2] for row in objects if len(row) > 1).get('runs/clock', now)[:19])
+    now = moment(now)
     runs = collections.defaultdict(lambda: {'alive': None, 'queues': 0, 'objects': 0, 'bytes': 0, 'jobs': 0})
     for queue, in rows(queues):
         runs[queue.rsplit('/', 1)[1].split('_')[1]]['queues'] += 1

@@ -118,6 +118,8 @@ list_runs() {
     [[ -z $CLEAN ]] || aws s3api put-object --bucket "$BUCKET" --key runs/clock >/dev/null
     aws s3api list-objects-v2 --bucket "$BUCKET" --prefix runs/ --output text \
         --query 'Contents[].[Key, LastModified, Size]' >"$OBJECTS"
+    # Asked for now: one that is there without is of a look that was broken off.
+    [[ -z $CLEAN ]] || now=$(awk -F '\t' '$1 == "runs/clock" { print substr($2, 1, 19) }' "$OBJECTS")
     [[ -z $CLEAN ]] || aws s3api delete-object --bucket "$BUCKET" --key runs/clock >/dev/null
     while IFS= read -r key; do
         # Where the run has just ended, its lease is gone.
