@@ -8,6 +8,7 @@ What cannot be written as it is, is a ValueError that says so.
 import atexit
 import contextlib
 import functools
+import itertools
 import os
 
 import numpy as np
@@ -102,6 +103,8 @@ def create(path, like, bands=1, dtype='float32', size=256, nodata=None):
     path, dtype, kind = os.fspath(path), np.dtype(dtype), holder(dtype)
     if kind != dtype.newbyteorder('='):
         raise ValueError(f'{path}: no GeoTIFF has pixels of the type {dtype}; {kind} holds them')
+    if size % 16:
+        raise ValueError(f'{path}: the size of tiles must be a multiple of 16, not {size}')
     # Another process may write the same file. On S3 it appears whole anyway.
     part = path if path.startswith('/vsi') else f'{path}.{os.urandom(4).hex()}.part'
     output = gdal.GetDriverByName('GTiff').Create(
@@ -145,7 +148,11 @@ def write(outputs, windows, results, done=lambda: None):
     """
     several = isinstance(outputs, (list, tuple))
     outputs = outputs if several else [outputs]
-    for window, result in zip(windows, results, strict=True):
+    none = object()
+    for window, result in itertools.zip_longest(windows, results, fillvalue=none):
+        if window is none or result is none:
+            raise ValueError(f'there are {"more" if window is none else "fewer"} results than windows; a '
+                             'generator gives its blocks only once: make a new one for each run')
         result = result if several else [result]
         if len(result) != len(outputs):
             raise ValueError(f'a result has {len(result)} arrays, but there are {len(outputs)} outputs')
@@ -160,9 +167,18 @@ def fitting(pixels, window, bands, kind):
     """A result as GDAL takes it; ValueError unless it is one for so many bands of that type."""
     pixels, shape = np.asarray(pixels), (bands, window[3], window[2])
     if pixels.shape != shape and (bands > 1 or pixels.shape != shape[1:]):
+        hint = ('the function must return an array of pixels' if pixels.ndim < 2
+                else 'the output must have as many bands' if pixels.shape[-2:] == shape[1:]
+                else 'a margin must be cut off')
         raise ValueError(f'a result has the shape {pixels.shape}, but its place (bands, rows, columns) is '
-                         f'{shape}: a margin must be cut off')
+                         f'{shape}: {hint}')
     if pixels.dtype.kind in 'fc' and not np.can_cast(pixels.dtype, kind, 'same_kind'):
         raise ValueError(f'a result has the type {pixels.dtype}, which pixels of {kind} do not hold: give '
                          'the output another type (dtype), or round in the function')
+    # GDAL would write the nearest number that the output's pixels hold.
+    if pixels.dtype.kind in 'iu' and kind.kind in 'iu' and not np.can_cast(pixels.dtype, kind):
+        low, high, limits = pixels.min(), pixels.max(), np.iinfo(kind)
+        if low < limits.min or high > limits.max:
+            raise ValueError(f'a result has pixels from {low} to {high}, which ones of {kind} do not hold: '
+                             'give the output another type (dtype), or clip in the function')
     return pixels.astype(holder(pixels.dtype), copy=False)

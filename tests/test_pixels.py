@@ -205,9 +205,11 @@ def test_types_are_written_as_they_are_or_refused_with_one_that_holds_them(given
 
 @pytest.mark.parametrize('result, dtype, said', [
     (lambda bands, rows, columns: numpy.zeros((bands, rows + 4, columns + 4)), 'float32', 'shape .*a margin must be cut'),
-    (lambda bands, rows, columns: numpy.zeros((rows, columns)), 'float32', 'the shape'),
-    (lambda bands, rows, columns: numpy.zeros((bands + 1, rows, columns)), 'float32', 'the shape'),
-    (lambda bands, rows, columns: None, 'float32', 'the shape'),
+    (lambda bands, rows, columns: numpy.zeros((rows, columns)), 'float32', 'shape .*must have as many bands'),
+    (lambda bands, rows, columns: numpy.zeros((bands + 1, rows, columns)), 'float32', 'shape .*must have as many bands'),
+    (lambda bands, rows, columns: None, 'float32', 'the shape .*must return an array'),
+    (lambda bands, rows, columns: numpy.full((bands, rows, columns), 256), 'uint8', '256 to 256, which ones of uint8'),
+    (lambda bands, rows, columns: numpy.full((bands, rows, columns), -1), 'uint16', '-1 to -1, which ones of uint16'),
     (lambda bands, rows, columns: numpy.full((bands, rows, columns), 'x'), 'float32', 'no pixels that hold'),
     (lambda bands, rows, columns: numpy.zeros((bands, rows, columns), 'c8'), 'float32', 'complex64, which pixels of flo'),
     (lambda bands, rows, columns: numpy.zeros((bands, rows, columns)), 'int16', 'float64, which pixels of int16 do not'),
@@ -242,9 +244,17 @@ def test_wrong_number_of_results_is_a_sentence(several, tmp_path):
         with pytest.raises(ValueError, match='3 arrays, but there are 2 outputs'):
             blocks.write(several([first, second]), [window], [[pixels] * 3])
         blocks.write(several([first, second]), [window], [[pixels] * 2])
-        for results in ([], [pixels] * 2, [numpy.zeros((ROWS + 4, COLUMNS + 4))], [numpy.zeros((1, ROWS, COLUMNS - 1))]):
-            with pytest.raises(ValueError):
+        for results, said in (
+                ([], 'fewer results than windows; a generator'), ([pixels] * 2, 'more results than windows'),
+                ([numpy.zeros((ROWS + 4, COLUMNS + 4))], 'margin'), ([numpy.zeros((1, ROWS, COLUMNS - 1))], 'margin')):
+            with pytest.raises(ValueError, match=said):
                 blocks.write(first, [window], results)
+
+
+def test_tile_size_that_tiff_does_not_have_is_a_sentence_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match='multiple of 16, not 100'):
+        blocks.create(tmp_path / 'out.tif', raster('/vsimem/image.tif', gdal.GDT_Byte), size=100).__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_place_that_cannot_be_kept_is_a_sentence_before_the_first_block(tmp_path):
