@@ -193,7 +193,8 @@ _MEANINGS = (
     (_CLOCK, 'The clock of this computer is wrong, so AWS refuses its requests ({}). Set it.'),
     (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
     ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
-    (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN),
+    (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN + ' Or region "' + REGION +
+               '" has first to be enabled for your account.'),
     (DENIED,
      'AWS does not allow you this ({}). Ask whoever manages your AWS account to attach the policy of the '
      'stack\'s output BatchMainPolicyArn to your user or role.'),
@@ -335,7 +336,7 @@ def getStackOutputs(session=None):
         client = make_client('cloudformation', session, attempts=3)
         stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
-        if is_one_of(error, {'ValidationError'}):
+        if is_one_of(error, {'ValidationError'}) and not is_one_of(error, {'InvalidRegionError'}):
             raise AWSBatchException(
                 f'There is no {where}. {variables}; "scripts/create.sh --wait" creates one.') from None
         raise explain(error, 'reading the stack outputs') from None

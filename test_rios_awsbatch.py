@@ -565,6 +565,7 @@ SAYS_ERROR = '''
     ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': ''}, 'No AWS credentials.*aws configure'),
     ({'AWS_ACCESS_KEY_ID': '', 'AWS_SECRET_ACCESS_KEY': '', 'AWS_PROFILE': 'nosuch'}, 'nosuch.*AWS_PROFILE'),
     ({'RIOS_AWSBATCH_REGION': 'ap-southwest-9', 'AWS_ENDPOINT_URL': ''}, r'RIOS_AWSBATCH_REGION \("ap-southwest-9"\)'),
+    ({'RIOS_AWSBATCH_REGION': 'us_west_2'}, r'RIOS_AWSBATCH_REGION \("us_west_2"\) is the region you mean'),
     ({'AWS_ENDPOINT_URL': 'http://127.0.0.1:9'}, 'cannot be reached'),
     ({'RIOS_AWSBATCH_STACK': 'S' * 41}, 'longer than 40')])
 def test_what_is_wrong_with_aws_is_one_sentence(tmp_path, changed, said):
