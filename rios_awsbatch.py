@@ -208,10 +208,11 @@ RUNNABLE_CAUSES = (
     'jobs, no instance type of the stack is free (above all with Spot), or a job asks for more memory, '
     'vCPUs or GPUs than any of them has. "scripts/status.sh" shows the jobs; "scripts/check.sh" the quota; '
     '"scripts/modify.sh" changes --maxjobs, --instancetype, --mem, --vcpus and --gpus.')
+MORE_MEMORY = ('use smaller blocks, or give workers more: in the script, where it says memory= (MiB), else '
+               'by "scripts/modify.sh --mem"')
 # What Batch says of a job that has ended, and what to do about it.
 _ADVICE = (
-    ('OutOfMemory', 'It needed more memory than its job has: use smaller blocks, or "scripts/modify.sh '
-                    '--mem".'),
+    ('OutOfMemory', 'It needed more memory than its job has: ' + MORE_MEMORY + '.'),
     ('CannotPullContainer', 'The image is not in the repository: "scripts/build.sh" builds and pushes it.'),
     ('exec format error', 'The image is for another kind of processor: "scripts/build.sh --platform".'),
     ('Host EC2', 'Its instance was taken away, as happens to Spot instances.'),
@@ -2292,11 +2293,13 @@ class _Keeper:
         waited = time.monotonic() - self.down_since
         jobs = self.jobs.describe([worker.job_id for worker in self.workers.values()][:10]).values()
         reasons = list(dict.fromkeys(filter(None, (job.get('statusReason') for job in jobs))))
-        said = f'AWS Batch says: {"; ".join(reasons)}. ' if reasons else ''
+        said = f'AWS Batch says: {"; ".join(reasons).rstrip(".")}. ' if reasons else ''
         if any(job['status'] == 'RUNNABLE' and job.get('statusReason', '').startswith('MISCONFIGURATION:')
                for job in jobs):
-            self.run.break_off(f'No worker can start. {said}Ask for less with "scripts/modify.sh --mem", '
-                               '--vcpus and --gpus, or for other instances with --instancetype.')
+            self.run.break_off(
+                f'No worker can start. {said}Ask for less: in the script, where it says memory= (MiB), '
+                'vcpus= or gpus=, else by "scripts/modify.sh" with --mem, --vcpus or --gpus. Or give the '
+                'stack other instances with --instancetype.')
         elif not self.ever_up and waited > self.start_timeout:
             self.run.break_off(f'No worker has come up within {self.start_timeout:g} seconds '
                                f'(RIOS_AWSBATCH_START_TIMEOUT). {said}{RUNNABLE_CAUSES}')

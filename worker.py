@@ -175,9 +175,11 @@ def explained(error, label, paths=()):
 def what_to_do(error, label):
     """A sentence for an exception that says too little of its cause; None for any other."""
     if isinstance(error, MemoryError):
-        return (f'The worker had not enough memory for {label}. Use smaller blocks, or give workers more '
-                'with "scripts/modify.sh --mem".')
+        return f'The worker had not enough memory for {label}: {rios_awsbatch.MORE_MEMORY}.'
     told = rios_awsbatch.describe(error)
+    if isinstance(error, AttributeError) and "Can't get attribute" in told and "<module '__main__'" in told:
+        return (f'{told}. It is in your script, but no function that travels names it, only bytes that are '
+                'unpickled here: name it in the function that unpickles them, or pass the object itself.')
     if isinstance(error, AttributeError) and "Can't get attribute" in told and '<module' in told:
         return (f'{told}. The worker has another module of that name. If yours is beside the main script, '
                 'call cloudpickle.register_pickle_by_value() for it there, or give it a name of its own.')
@@ -625,7 +627,7 @@ def out_of_memory():
 def how_it_ended(status, no_memory):
     """How a computer ended in the middle of a call, from its status as subprocess has it."""
     if no_memory:
-        return 'it needed more memory than its job has (use smaller blocks, or "scripts/modify.sh --mem")'
+        return f'it needed more memory than its job has ({rios_awsbatch.MORE_MEMORY})'
     if status >= 0:
         return f'the process that computed it ended with exit code {status}'
     name = {each: each.name for each in signal.Signals}.get(-status, f'signal {-status}')

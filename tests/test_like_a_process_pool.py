@@ -1396,7 +1396,8 @@ def test_what_cannot_be_unpickled_fails_alone(function, args, executor):
 # The user of a process pool knows its computer; ours has to be told what to do about one of AWS.
 @pytest.mark.parametrize('error, said', [
     (ModuleNotFoundError("No module named 'nowhere'", name='nowhere'), 'nowhere.*PIP_PACKAGES'),
-    (MemoryError(), 'not enough memory.*--mem')])
+    (AttributeError("Can't get attribute 'Model' on <module '__main__' from 'x.py'>"), 'Model.*name it in the function'),
+    (MemoryError(), 'not enough memory.*in the script.*--mem')])
 def test_what_a_worker_lacks_is_told_with_what_to_do(error, said, executor):
     found = executor.submit(fail, error).exception(PATIENT)
     assert isinstance(found, AWSBatchException) and re.search(said, str(found))

@@ -433,7 +433,7 @@ def test_misconfiguration_ends_the_run_with_the_remedy(tmp_path, aws):
         ''')
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert re.search('No worker can start. AWS Batch says: MISCONFIGURATION.*--mem', err)
+    assert re.search(r'No worker can start. AWS Batch says: MISCONFIGURATION.*[^.]\. Ask.*memory=.*--mem', err)
 
 
 def test_image_that_is_not_there_or_does_not_fit_starts_nothing(tmp_path, stack):
