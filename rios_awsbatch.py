@@ -2679,8 +2679,16 @@ def _watch_forks():
 def _end_runs():
     """The script ends without shutdown(): what was submitted is finished, unless the script failed."""
     runs = list(_runs)
+    try:
+        _close_and_join(runs, hurry=getattr(sys, 'last_value', None) is not None)
+    except BaseException:       # Ctrl-C, or a signal that ends the script, concerns them all
+        _close_and_join(runs, hurry=True)
+        raise
+
+
+def _close_and_join(runs, hurry):
     for run in runs:
-        run.close(hurry=getattr(sys, 'last_value', None) is not None)
+        run.close(hurry)
     for run in runs:
         run.join()
 

@@ -644,6 +644,26 @@ def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, 
 # Nothing is computed, and nobody paid, for nothing
 # ---------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_script_that_is_ended_while_it_waits_for_its_runs_leaves_none_of_them(number, tmp_path):
+    process = main_script(tmp_path, '''
+        import atexit
+        executors = [rios_awsbatch.AWSBatchExecutor(1) for _ in range(3)]
+        print(*(executor.run for executor in executors), flush=True)
+        for executor in executors:
+            executor.wait_for_workers(1)
+            executor.submit(time.sleep, 600)
+        atexit.register(print, 'ending', flush=True)
+        ''')
+    runs = process.stdout.readline().split()
+    assert process.stdout.readline() == 'ending\n'
+    time.sleep(1)
+    process.send_signal(number)
+    output_of(process)
+    for run in runs:
+        assert_nothing_left(run)
+
+
 def leaves_a_thread():
     threading.Thread(target=time.sleep, args=(900,)).start()
     return subprocess.Popen(['sleep', '900']).pid
