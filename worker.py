@@ -295,6 +295,7 @@ class Hands:
         self.held = set()                       # receipts of all of them
         self.ready = collections.deque()        # tasks whose turn comes
         self.current = self.started = None      # the task that is computed, and since when
+        self.worked = time.monotonic()          # when the last one was computed
         self.pace = math.inf                    # seconds that a call has taken of late
         self.download = 0.0                     # seconds that its arguments have taken of late
         self.stopping = False                   # no more calls are fetched
@@ -331,7 +332,8 @@ class Hands:
     def done(self):
         """The current task is computed."""
         with self.changed:
-            took = time.monotonic() - self.started
+            self.worked = time.monotonic()
+            took = self.worked - self.started
             self.pace = took if self.pace == math.inf else 0.7 * self.pace + 0.3 * took
             self.current = None
             self.changed.notify_all()
@@ -464,11 +466,9 @@ class Worker:
 
     def _fetch_loop(self):
         """Have the next call at hand when the current one ends; sooner, an idle worker could have it."""
-        idle, last = self.settings.idle, time.monotonic()
+        idle = self.settings.idle
         while (to_do := self.hands.balance()) is not None:
             count, surplus, busy = to_do
-            if busy:
-                last = time.monotonic()
             if surplus:
                 self._give_back([surplus.message])
                 continue
@@ -485,7 +485,7 @@ class Worker:
                 self._give_back(stops)          # they are for other workers
             if ends:        # now: who ends gives back what it holds, and its own would end another one, too
                 self.hands.stop()
-            if not messages and time.monotonic() - last > idle:
+            if not messages and not busy and time.monotonic() - self.hands.worked > idle:
                 log.info('No message for %d s: exiting', idle)
                 self.hands.stop()
 

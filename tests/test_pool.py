@@ -191,6 +191,19 @@ def test_run_that_ends_takes_back_a_worker_that_has_not_started(aws, monkeypatch
     assert found['status'] == 'FAILED' and 'startedAt' not in found
 
 
+@pytest.mark.slow
+def test_idle_time_out_begins_when_the_last_call_has_ended():
+    """However long that took. A worker asks for calls for 20 s at a time."""
+    environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '30'}]
+    with job_definition(environment=environment) as name, \
+            rios_awsbatch.AWSBatchExecutor(1, job_definition=name) as executor:
+        assert executor.submit(square, 5, 31).result(PATIENCE) == 25
+        time.sleep(25)
+        assert executor.stats()['workers_up'] == 1
+        assert executor.submit(square, 6).result(PATIENCE) == 36
+        assert executor.stats()['replaced'] == 0
+
+
 def test_idle_time_out_below_the_visibility_time_out_is_refused():
     environment = [{'name': 'RIOS_NOMSG_TIMEOUT', 'value': '1'}]
     with job_definition(environment=environment) as name, \
