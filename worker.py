@@ -43,6 +43,7 @@ BLOBS = 8               # functions and shared data that a computer keeps
 TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
+PIPE_BYTES = 2**20      # no pipe holds more: 16 pages
 FILES = 20              # names of files that functions have left behind
 EXIT_AGAIN = 128 + signal.SIGTERM       # ended from outside: for the run that is no sign of a fault
 
@@ -255,20 +256,17 @@ class Printed:
             self._read()
 
     def _read(self):
-        """Take in what there is; whether there was anything."""
+        """Take in what there is by now. More may come, without an end."""
         with self.lock:
-            there = select.select([self.source], [], [], 0)[0]
-            if there:
-                data = os.read(self.source, 65536)
+            if select.select([self.source], [], [], 0)[0]:
+                data = os.read(self.source, PIPE_BYTES)
                 self.end = (self.end + data)[-OUTPUT_CHARS:]
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
-            return bool(there)
 
     def take(self):
         """The last lines since this was asked before (list of str)."""
-        while self._read():
-            pass
+        self._read()
         with self.lock:
             lines, self.end = self.end.decode(errors='replace').splitlines(), b''
         return [line for line in lines if line][-OUTPUT_LINES:]
