@@ -44,6 +44,7 @@ TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
 PIPE_BYTES = 2**20      # no pipe holds more: 16 pages
+TEXT_CHARS = 50000      # of what ends a run: in JSON, SQS takes so many of any kind
 FILES = 20              # names of files that functions have left behind
 EXIT_AGAIN = 128 + signal.SIGTERM       # ended from outside: for the run that is no sign of a fault
 
@@ -459,7 +460,7 @@ class Worker:
             self._say('note', text='\n'.join([whose + ':', *lines]))
 
     def _break_off(self, text):
-        self._say('broken', text=text)
+        self._say('broken', text=text[:TEXT_CHARS])
         raise rios_awsbatch.AWSBatchException(text)
 
     def _fetch_loop(self):

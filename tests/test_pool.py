@@ -212,6 +212,16 @@ def test_idle_time_out_below_the_visibility_time_out_is_refused():
             executor.submit(square, 1).result(PATIENCE)
 
 
+def test_initializer_that_fails_with_a_long_text_ends_the_run_at_once():
+    """SQS takes no message of that length."""
+    def load():
+        raise ValueError('\U0001f6f0' * 2**20)
+    with rios_awsbatch.AWSBatchExecutor(1, initializer=load) as executor:
+        with pytest.raises(rios_awsbatch.BrokenAWSBatchExecutor, match='initializer failed(.|\n)*ValueError: \U0001f6f0'):
+            executor.submit(square, 1).result(PATIENCE)
+        assert executor.stats()['lost'] == 0
+
+
 def test_block_that_ends_its_process_costs_no_worker(caplog):
     """exit(1) in compiled code, and a crash: that block alone fails, and says how, from the first time on."""
     def tile(x):
