@@ -315,7 +315,7 @@ class Hands:
     def add(self, task):
         """A task is ready to be computed."""
         with self.changed:
-            took = task.answer.downloaded - task.answer.received
+            took = max(0, task.answer.downloaded - task.answer.received)    # a clock may be set back
             self.download += 0.3 * (took - self.download)
             self.ready.append(task)
             self.changed.notify_all()

@@ -4,6 +4,7 @@ decisions are carried out is in test_pool.py.
 """
 import math
 import re
+import types
 
 import botocore.exceptions as errors
 import pytest
@@ -90,6 +91,14 @@ def test_end_that_was_the_doing_of_its_host(status_reason, container, killed):
     (0.1, 2.0, 0, 0.15, 0)])
 def test_calls_to_fetch(pace, running, waiting, ahead, count):
     assert worker.calls_to_fetch(pace, running, waiting, ahead) == count
+
+
+def test_worker_whose_clock_is_set_back_during_a_download_fetches_more():
+    hands = worker.Hands()
+    hands.add(types.SimpleNamespace(answer=types.SimpleNamespace(received=1000.0, downloaded=990.0)))
+    hands.next()
+    hands.done()
+    assert hands.balance()[0] > 0
 
 
 def answer(code, status, message=''):
