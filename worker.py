@@ -74,6 +74,8 @@ class Computer:
         try:
             self.initialize(call[0])
         except BaseException as error:
+            if os.getpid() != self.pid:         # a fork ends with it, as in any script
+                raise
             return self.pipe.send(('broken', explained(error, 'The initializer')[1]))
         while True:
             self.send(self.compute(*call))
@@ -85,6 +87,8 @@ class Computer:
             self.switch(call.gdal)
             initializer, initargs, _ = self.unpacked(self.fetch(self.settings.initializer))
             initializer(*initargs)
+            if os.getpid() != self.pid:         # a fork that came back from it
+                os._exit(0)
             self.send(('initialized', b''))
             self.pipe.recv()            # when the worker has read what was printed
 
@@ -143,7 +147,7 @@ class Computer:
                 raise rios_awsbatch.unpicklable(
                     error, f'The result of {label}', [(result, 'it')], 'the main script') from error
         except BaseException as error:          # sys.exit() in the user's function included
-            if os.getpid() != self.pid:         # a fork ends with it, as in any script
+            if os.getpid() != self.pid:
                 raise
             return 'error', explained(error, label, paths)[0]
 

@@ -510,6 +510,24 @@ def test_child_that_a_function_forks_answers_no_call(executor):
     assert list(executor.map(tile, range(9))) == [(n, (1, 7, 0)[n % 3]) for n in range(9)]
 
 
+@pytest.mark.parametrize('status', [0, 7])
+def test_child_that_an_initializer_forks_computes_no_call(status, shared):
+    """However it ends, that does not end the run."""
+    def start():
+        pid = os.fork()
+        if pid == 0:
+            return status and sys.exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+
+    def tile(n):
+        with (shared / 'begun').open('a') as file:
+            file.write(str(n))
+        return n
+    with rios_awsbatch.AWSBatchExecutor(1, initializer=start) as executor:
+        assert list(executor.map(tile, range(4))) == list(range(4))
+    assert (shared / 'begun').read_text() == '0123'
+
+
 def test_child_of_the_main_script_may_have_a_run_of_its_own(tmp_path):
     ends_well(main_script(tmp_path, '''
         import multiprocessing
