@@ -295,6 +295,7 @@ def look(bucket):
 
 
 def main(dry, as_json):
+    sys.stdout.reconfigure(errors='namereplace')    # not every terminal has the signs
     checks = Checks(as_json)
     with contextlib.suppress(*AWS_ERRORS, AWSBatchException):
         for check in (checks.who, checks.stack, checks.permissions, checks.computers, checks.image,
@@ -304,8 +305,12 @@ def main(dry, as_json):
                         indent=1, ensure_ascii=False)
     names = filter(None, [checks.arn.rpartition('/')[2], checks.bucket, STACK_NAME])
     secret = '|'.join(['[0-9]{12}', *map(re.escape, names)])
-    pathlib.Path('check.json').write_text(re.sub(secret, '...', report) + '\n', 'utf-8')
-    print(report if as_json else 'All of this is in check.json, without account numbers and names.')
+    said = 'All of this is in check.json, without account numbers and names.'
+    try:
+        pathlib.Path('check.json').write_text(re.sub(secret, '...', report) + '\n', 'utf-8')
+    except OSError as error:
+        said = f'check.json cannot be written in this folder: {error.strerror}.'
+    print(report if as_json else said)
     sys.exit(any(each['holds'] is False for each in checks.found))
 
 

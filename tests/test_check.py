@@ -62,6 +62,13 @@ def check(stack, folder, *args, env=()):
     return done.returncode, {each['check']: each['holds'] for each in report['checks']}, done.stdout
 
 
+def test_check_runs_in_a_folder_and_on_a_terminal_that_lack_something(aws):
+    done = run('check.sh', '--dry', env={**aws.env, 'PYTHONPATH': '', 'PYTHONIOENCODING': 'latin-1'}, folder='/proc')
+    assert (done.returncode, done.stderr) == (0, ''), done.stdout + done.stderr
+    assert done.stdout.startswith('\\N{CHECK MARK} login: ')
+    assert done.stdout.splitlines()[-1].startswith('check.json cannot be written in this folder: ')
+
+
 def test_check_finds_nothing_wrong_where_nothing_is(aws, tmp_path):
     done = run('check.sh', env={**aws.env, 'PYTHONPATH': ''}, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, ''), done.stdout + done.stderr
