@@ -40,9 +40,9 @@ die() {
     exit 1
 }
 
-# need_value OPTION [VALUE...]: for option loops; refuses an option whose value is missing.
+# need_value OPTION [VALUE...]: for option loops; refuses an option whose value is missing, be it before another option.
 need_value() {
-    [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value. See $(basename "$0") --help."
+    [[ $# -ge 2 && -n $2 && $2 != --* ]] || die "$1 needs a value. See $(basename "$0") --help."
 }
 
 unknown_option() {

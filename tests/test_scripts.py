@@ -82,6 +82,7 @@ def test_unknown_options_are_refused(script):
     ('create.sh', ['--fargate', '--instancetype', 'c7i'], 'no instance types to choose from .*--arm64'),
     ('create.sh', ['--stackname', 'my stack'], "'my stack' cannot be a stack name"),
     ('modify.sh', ['--servicename', 'other'], 'keeps its service name'),
+    ('modify.sh', ['--tag', '--wait'], '--tag needs a value'),
     ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job"),
     ('submit.sh', ['in.tif', ''], 'takes no empty argument'),
     ('submit.sh', ['Ref::x'], "takes 'Ref::x' for the name of a parameter")])
