@@ -21,6 +21,8 @@ POLL_SECONDS=3
 LOG_SECONDS=3          # what the last lines of a log may need to arrive
 RUNNABLE_SECONDS=900   # a machine is there before that, if one can be had at all
 FAILURES=20            # answers missed in a row, before giving up following
+# ECS takes 8192 characters of JSON (API reference, ContainerOverride), in which AWS Batch has variables of its own.
+ARGUMENTS_MOST=7000
 
 WAIT='' NAME='' ARGUMENTS=()
 
@@ -44,12 +46,15 @@ read_options() {
 
 # What Batch refuses, or takes for something else.
 check_arguments() {
-    local word
+    local word list
     for word in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do
         [[ -n $word ]] || die "AWS Batch takes no empty argument. Leave it out, or let your script know a word for it."
         [[ $word != Ref::* ]] ||
             die "AWS Batch takes '$word' for the name of a parameter of its own. Let your script have it in another form."
     done
+    list=$(json_list ${ARGUMENTS[@]+"${ARGUMENTS[@]}"})
+    [[ ${#list} -le $ARGUMENTS_MOST ]] ||
+        die "AWS starts no job with so many arguments: $ARGUMENTS_MOST characters is the most, and these have ${#list}. Let your script read them from a file, which scripts/build.sh --main SCRIPT FILE puts beside it."
 }
 
 # json_list WORD...: the words as a JSON list of strings.

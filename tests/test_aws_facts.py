@@ -203,6 +203,14 @@ def test_empty_word_of_a_command_is_refused(place):
                                containerOverrides={'command': ['true', '']})
 
 
+def test_job_with_too_long_a_command_does_not_start_and_with_a_longer_one_is_refused(place):
+    request = {'jobName': 'x', 'jobQueue': place.name, 'jobDefinition': place.job(place.submit('true'))['jobDefinition']}
+    job = place.batch.submit_job(**request, containerOverrides={'command': ['true', 'x' * 8192]})['jobId']
+    assert place.ended(job)['statusReason'] == 'Container Overrides length must be at most 8192'
+    with refused('ClientException', 'Job size must be less than 30 KiB'):
+        place.batch.submit_job(**request, containerOverrides={'command': ['true', 'x' * (30 << 10)]})
+
+
 def test_more_than_five_retry_rules_are_refused(place):
     with refused('ClientException', 'at most 5'):
         place.submit('true', retry={'attempts': 2, 'evaluateOnExit': [EXIT_ELSE] * 6})

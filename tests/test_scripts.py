@@ -85,6 +85,7 @@ def test_unknown_options_are_refused(script):
     ('modify.sh', ['--tag', '--wait'], '--tag needs a value'),
     ('submit.sh', ['--name', 'a b'], "'a b' cannot be the name of a job"),
     ('submit.sh', ['in.tif', ''], 'takes no empty argument'),
+    ('submit.sh', ['s3://bucket/scene.tif'] * 400, '7000 characters is the most, and these have 10000'),
     ('submit.sh', ['Ref::x'], "takes 'Ref::x' for the name of a parameter")])
 def test_bad_values_are_refused_before_aws_is_asked(script, args, said):
     refuses(run(script, *args, env={'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_MAX_ATTEMPTS': '1'}), said)

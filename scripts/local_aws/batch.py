@@ -27,6 +27,7 @@ STATES = ('SUBMITTED', 'PENDING', 'RUNNABLE', 'STARTING', 'RUNNING', 'SUCCEEDED'
 ENDED = ('SUCCEEDED', 'FAILED')
 TIMED_OUT = 'Job attempt duration exceeded timeout'
 MAX_ARRAY, MAX_ATTEMPTS, MAX_RULES, MIN_TIMEOUT = 10_000, 10, 5, 60
+MAX_BYTES = 30 << 10               # of SubmitJob (Batch User Guide, "Service quotas")
 
 
 def batch_backend(region):
@@ -204,6 +205,8 @@ class Batch:
         size = (request.get('arrayProperties') or {}).get('size')
         if size is not None and not 2 <= size <= MAX_ARRAY:
             refuse(f'Array size must be between 2 and {MAX_ARRAY}')
+        if len(json.dumps(request, ensure_ascii=False).encode()) >= MAX_BYTES:
+            refuse('Job size must be less than 30 KiB')
         capabilities = definition.platform_capabilities or ['EC2']
         check(request.get('retryStrategy'), request.get('timeout'), capabilities,
               definition.container_properties, request.get('containerOverrides') or {})

@@ -11,6 +11,7 @@
 - Where memory is used up, the kernel ends the largest process, and the container if that was its first.
 - An instance that is taken away takes all its jobs with it. They have no exit code.
 - All of this goes by what is true; users hear of it later (see `batch`)."""
+import json
 import os
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from local_aws.containers import CannotStart, Task, processes_of
 from local_aws.instances import Fleet, is_fargate
 
 STOP_SECONDS = 30                  # between a container's SIGTERM and its SIGKILL
+MAX_OVERRIDES = 8192               # characters of JSON (ECS, ContainerOverride); Batch's own are not counted
 NOTICE_SECONDS = 120               # between the notice of a Spot interruption and the end of the instance
 # Outlives the server by a moment, and ends the jobs whose folders are still there.
 GUARDIAN = 'cat; for p in "$0"/job-*/.cgroup/cgroup.procs; do [ ! -e "$p" ] || kill -9 -"$(cat "$p")"; done'
@@ -149,6 +151,8 @@ class Scheduler(threading.Thread):
         try:
             if self.failing:
                 raise CannotStart(*self.failing.pop(0))
+            if len(json.dumps(job.request.get('containerOverrides'), ensure_ascii=False)) > MAX_OVERRIDES:
+                raise CannotStart(None, f'Container Overrides length must be at most {MAX_OVERRIDES}')
             job.task = Task(job, self)
         except CannotStart as error:
             job.container.update({'reason': error.reason} if error.reason else {})
