@@ -1496,12 +1496,12 @@ class _MainChannel(Channel):
 
     def make_queues(self, name, tag):
         """Make the two queues of the run."""
-        self.in_queue, self.out_queue = (self.sqs.create_queue(
-            QueueName=f'{name}_{way}', tags={'Project': tag},
-            Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
-                        'MessageRetentionPeriod': str(RETENTION_SECONDS),
-                        'MaximumMessageSize': str(MESSAGE_BYTES)})['QueueUrl']      # where it was less once
-            for way in ('in', 'out'))
+        for way in ('in', 'out'):           # one by one, as the second may not come about
+            setattr(self, way + '_queue', self.sqs.create_queue(
+                QueueName=f'{name}_{way}', tags={'Project': tag},
+                Attributes={'VisibilityTimeout': str(VISIBILITY_SECONDS), 'SqsManagedSseEnabled': 'true',
+                            'MessageRetentionPeriod': str(RETENTION_SECONDS),
+                            'MaximumMessageSize': str(MESSAGE_BYTES)})['QueueUrl'])     # once it was less
         self.opened = time.monotonic()
 
     def persist(self, doing, request):
@@ -2403,6 +2403,23 @@ def _start_timeout():
         f'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{text}".')
 
 
+def _undisturbed(request):
+    """Make a request in a thread, where no signal interrupts it: so what there is on AWS is known."""
+    done = concurrent.futures.Future()
+
+    def make():
+        try:
+            done.set_result(request())
+        except BaseException as error:
+            done.set_exception(error)
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        done.result()
+    except BaseException:
+        concurrent.futures.wait([done])
+        raise
+
+
 class _Run:
     """
     What an executor has on AWS: the parts above, from the first request to the last.
@@ -2449,29 +2466,32 @@ class _Run:
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
         self.copies = _Copies(self, self.life)
+        loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
+                 *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies, self._tend)
         self.threads = []                   # those that write objects come first
+        _runs.add(self)
         try:
             self.channel.connect(session)
             self._put_lease()
-            self.channel.make_queues(name, stack.get('BatchTag', 'rios'))
+            _undisturbed(lambda: self.channel.make_queues(name, stack.get('BatchTag', 'rios')))
             self.jobs.configure(self._settings(initializer))
             self.report.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME,
                              region=REGION, inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory,
                              gpus=self.gpus, instances=self.instances)
-            self.keeper.start(self.workers)
+            _undisturbed(lambda: self.keeper.start(self.workers))
+            for loop in loops:
+                thread = threading.Thread(
+                    target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+                thread.start()
+                self.threads.append(thread)
         except BaseException as error:
+            self.close(hurry=True)
             self._clean_up(orderly=False)
+            _runs.discard(self)
+            self.clean.set()
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from None
             raise
-        loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
-                 *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies, self._tend)
-        self.threads = [
-            threading.Thread(target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
-            for loop in loops]
-        _runs.add(self)
-        for thread in self.threads:
-            thread.start()
         log.info('Run %s: %d workers asked for, in stack %s', self.id, self.workers, STACK_NAME)
 
     def _settings(self, initializer):
@@ -2743,11 +2763,10 @@ def _new_run(max_workers=None, initializer=None, initargs=(), vcpus=None, memory
         raise ValueError(f'AWS Batch knows no time-out below {MIN_TIMEOUT} seconds.')
     if initializer is not None and not callable(initializer):
         raise TypeError('initializer must be a callable')
-    run = _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, gpus,
-               timeout, job_definition, bool(copies))
     _watch_forks()
     _handle_signals()
-    return run
+    return _Run(max_workers, (initializer, initargs) if initializer else None, vcpus, memory, gpus,
+                timeout, job_definition, bool(copies))
 
 
 def _did_you_mean(name):

@@ -662,6 +662,48 @@ def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, 
 # Nothing is computed, and nobody paid, for nothing
 # ---------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('request_made', ['sqs.CreateQueue', 'batch.SubmitJob'])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_script_that_is_ended_while_it_makes_an_executor_leaves_nothing(number, request_made, tmp_path):
+    """AWS has done what it was asked, and its answer comes together with the signal."""
+    status, out, err = output_of(main_script(tmp_path, '''
+        def signal_comes(**kwargs):
+            if signals:
+                os.kill(os.getpid(), signals.pop())
+                time.sleep(0.5)
+
+        def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
+            client = make(service, *args, **kwargs)
+            client.meta.events.register('response-received.' + sys.argv[2], signal_comes)
+            return client
+        rios_awsbatch.make_client, signals = made, [int(sys.argv[1])]
+        rios_awsbatch.AWSBatchExecutor(2)
+        print('made')
+        ''', int(number), request_made, env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')}))
+    assert (status, out) == (-number if number == signal.SIGINT else 128 + number, ''), err
+    report, = (tmp_path / 'report').iterdir()
+    assert_nothing_left(report.stem)
+
+
+def test_executor_for_which_there_are_too_few_threads_leaves_nothing(tmp_path):
+    """Not that many as it needs, but some."""
+    ends_well(main_script(tmp_path, '''
+        import pathlib, resource, threading
+        stack = 2**28
+        rios_awsbatch.AWSBatchExecutor(1).shutdown()
+        threading.stack_size(stack)
+        size = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 5 * stack,) * 2)
+        os.environ['RIOS_AWSBATCH_REPORT'] = sys.argv[1]
+        try:
+            rios_awsbatch.AWSBatchExecutor(1)
+        except RuntimeError as error:
+            print(error)
+        ''', tmp_path / 'report'), "can't start new thread")
+    report, = (tmp_path / 'report').iterdir()
+    assert_nothing_left(report.stem)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_script_that_is_ended_while_it_waits_for_its_runs_leaves_none_of_them(number, tmp_path):
     process = main_script(tmp_path, '''
