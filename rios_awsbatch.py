@@ -2404,7 +2404,10 @@ def _start_timeout():
 
 
 def _undisturbed(request):
-    """Make a request in a thread, where no signal interrupts it: so what there is on AWS is known."""
+    """
+    Make a request in a thread, where no signal interrupts it, nor a second one: so what there is on AWS is
+    known.
+    """
     done = concurrent.futures.Future()
 
     def make():
@@ -2416,7 +2419,9 @@ def _undisturbed(request):
     try:
         done.result()
     except BaseException:
-        concurrent.futures.wait([done])
+        while not done.done():
+            with contextlib.suppress(BaseException):
+                concurrent.futures.wait([done])
         raise
 
 
@@ -2486,13 +2491,23 @@ class _Run:
                 self.threads.append(thread)
         except BaseException as error:
             self.close(hurry=True)
-            self._clean_up(orderly=False)
-            _runs.discard(self)
-            self.clean.set()
+            try:
+                threading.Thread(target=self._abandon, daemon=True).start()
+            except RuntimeError:            # there are no more threads
+                self._abandon()
+            self.join()
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from None
             raise
         log.info('Run %s: %d workers asked for, in stack %s', self.id, self.workers, STACK_NAME)
+
+    def _abandon(self):
+        """Clean up after a beginning that has failed; in a thread, where no further signal interrupts it."""
+        try:
+            self._clean_up(orderly=False)
+        finally:
+            _runs.discard(self)
+            self.clean.set()
 
     def _settings(self, initializer):
         channel = self.channel
