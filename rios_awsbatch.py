@@ -1457,6 +1457,8 @@ class _Report:
                 os.makedirs(folder, exist_ok=True)
                 self.file = os.open(os.path.join(folder, run_id + '.jsonl'),
                                     os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                # When nobody can note anything any more: the number is another file's then.
+                weakref.finalize(self, os.close, self.file).atexit = False
             except OSError as error:
                 raise AWSBatchException(
                     f'The report of the run cannot be written to the folder "{folder}": '
@@ -2471,6 +2473,8 @@ class _Run:
         self.jobs = _BatchJobs(self.channel, request, resources)
         self.keeper = _Keeper(self, self.channel, self.life, self.jobs, self.workers, start_timeout)
         self.copies = _Copies(self, self.life)
+        this = weakref.ref(self)            # a future that is kept is not to keep what boto3 has: 18 MB
+        self.on_done = lambda call: (run := this()) and run._cancelled(call)
         loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
                  *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies, self._tend)
         self.threads = []                   # those that write objects come first
@@ -2565,7 +2569,7 @@ class _Run:
             time.sleep(0.01)
         self.life.check_open()
         call = self.calls.add(label, payload)
-        call.add_done_callback(self._cancelled)
+        call.add_done_callback(self.on_done)
         self.outbox.put(call)
         if self.life.broken or self.life.ended.is_set():        # just now, in another thread
             self.calls.settle_all(self.life.broken)

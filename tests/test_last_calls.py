@@ -92,6 +92,23 @@ def test_result_of_a_call_that_was_nearly_late_is_let_go():
         wait_until(lambda: (gc.collect(), kept())[1] is None, 60)
 
 
+def test_future_that_is_kept_keeps_nothing_of_its_run(monkeypatch, tmp_path):
+    """Neither connections, nor the file of its report."""
+    def files():
+        gc.collect()
+        return len(os.listdir('/proc/self/fd'))
+    monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path))
+    before, kept = files(), []
+    for x in range(2):
+        with rios_awsbatch.AWSBatchExecutor(1) as executor:
+            kept.append(executor.submit(square, x))
+        run = weakref.ref(executor._run)
+        del executor
+        wait_until(lambda: (gc.collect(), run())[1] is None, 60)
+    assert [future.result() for future in kept] == [0, 1]
+    assert files() <= before
+
+
 def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(shared):
     """But for one that could compute its copy, if there were copies."""
     with rios_awsbatch.AWSBatchExecutor(4, copies=False) as executor:
