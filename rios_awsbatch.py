@@ -2435,7 +2435,10 @@ class _Run:
     executor, so that an executor that is dropped ends its run.
     """
     def __init__(self, workers, initializer, vcpus, memory, gpus, timeout, job_definition, copies):
-        self.began, self.life, self.clean = time.time(), _Life(), threading.Event()
+        self.began, self.life = time.time(), _Life()
+        # Done when nothing of it is left. An Event's lock is none for the handler of a signal that comes
+        # while it is held, and ends the run.
+        self.clean = concurrent.futures.Future()
         self.id = f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{secrets.token_hex(4)}'
         self.report = _Report(os.environ.get('RIOS_AWSBATCH_REPORT'), self.id)
         start_timeout = _start_timeout()
@@ -2511,7 +2514,7 @@ class _Run:
             self._clean_up(orderly=False)
         finally:
             _runs.discard(self)
-            self.clean.set()
+            self.clean.set_result(None)
 
     def _settings(self, initializer):
         channel = self.channel
@@ -2630,10 +2633,10 @@ class _Run:
         if self.life.pid != os.getpid() or threading.current_thread() in self.threads:
             return
         try:
-            self.clean.wait()
+            self.clean.result()
         except BaseException:
             self.close(hurry=True)
-            self.clean.wait()
+            self.clean.result()
             raise
 
     def _renew(self):
@@ -2659,7 +2662,7 @@ class _Run:
             _runs.discard(self)
             self.report.note('end', time=time.time(), submitted=next(self.calls.ids) - 1,
                              broken=self.life.broken, requests=dict(self.channel.requests))
-            self.clean.set()
+            self.clean.set_result(None)
             log.info('Run %s: ended, %d blocks', self.id, len(self.calls.answers))
 
     def _clean_up(self, orderly):

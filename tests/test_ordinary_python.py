@@ -266,6 +266,14 @@ FOREIGN = {
             signal.raise_signal(signal.SIGALRM)
         assert futures[0].result() == 9
         ''',
+    'a handler of a signal that ends the executor, which comes while that is waited for': '''
+        import signal, threading
+        lock, = (each for each in vars(executor._run.clean).values() if isinstance(each, threading.Condition))
+        signal.signal(signal.SIGALRM, lambda number, frame: executor.shutdown())
+        with lock:
+            signal.raise_signal(signal.SIGALRM)
+        executor = rios_awsbatch.AWSBatchExecutor(1)
+        ''',
     'an abandoned map() in a cycle of references': '''
         import gc
         gc.set_threshold(3)
