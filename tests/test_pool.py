@@ -263,20 +263,24 @@ def test_exception_comes_home_from_a_process_that_has_no_standard_error_any_more
 
 
 @pytest.mark.parametrize('how', ['fork', 'exec'])
-def test_block_that_ends_its_process_and_leaves_a_daemon_behind_is_no_block_to_wait_for(how):
+def test_block_that_ends_its_process_and_leaves_a_daemon_behind_is_no_block_to_wait_for(how, shared):
     """A daemon is in a session of its own, and may have all that is open."""
+    daemon = 'echo $$ >> {}; exec sleep 1000'.format(shared / 'daemons')
+
     def tile(how):
         if how == 'exec':
-            os.system('exec setsid sleep 1000 &')
+            os.system("exec setsid sh -c '{}' &".format(daemon))
         elif os.fork() == 0:
             os.setsid()
-            os.execlp('sleep', 'sleep', '1000')
+            os.execlp('sh', 'sh', '-c', daemon)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
         with pytest.raises(rios_awsbatch.AWSBatchException, match='tried 3 times.*SIGKILL'):
             executor.submit(tile, how).result(PATIENCE)
         assert executor.submit(square, 3).result(PATIENCE) == 9
+    for pid in (shared / 'daemons').read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest.mark.slow
