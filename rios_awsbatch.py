@@ -2498,23 +2498,15 @@ class _Run:
                 self.threads.append(thread)
         except BaseException as error:
             self.close(hurry=True)
-            try:
-                threading.Thread(target=self._abandon, daemon=True).start()
+            try:                            # in a thread, where no further signal interrupts it
+                threading.Thread(target=self._tend, daemon=True).start()
             except RuntimeError:            # there are no more threads
-                self._abandon()
+                self._tend()
             self.join()
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from None
             raise
         log.info('Run %s: %d workers asked for, in stack %s', self.id, self.workers, STACK_NAME)
-
-    def _abandon(self):
-        """Clean up after a beginning that has failed; in a thread, where no further signal interrupts it."""
-        try:
-            self._clean_up(orderly=False)
-        finally:
-            _runs.discard(self)
-            self.clean.set_result(None)
 
     def _settings(self, initializer):
         channel = self.channel
@@ -2662,7 +2654,8 @@ class _Run:
             _runs.discard(self)
             self.report.note('end', time=time.time(), submitted=next(self.calls.ids) - 1,
                              broken=self.life.broken, requests=dict(self.channel.requests))
-            self.clean.set_result(None)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):     # __init__ may call this, too
+                self.clean.set_result(None)
             log.info('Run %s: ended, %d blocks', self.id, len(self.calls.answers))
 
     def _clean_up(self, orderly):
