@@ -4,11 +4,9 @@ Blocks of a raster, for main scripts with GDAL alone: windows, reading with a ma
 A block is a window (left, top, columns, rows), in pixels. Pixels are arrays of shape (bands, rows, columns).
 What cannot be written as it is, is a ValueError that says so.
 """
-
 import atexit
 import contextlib
 import functools
-import itertools
 import os
 
 import numpy as np
@@ -148,11 +146,7 @@ def write(outputs, windows, results, done=lambda: None):
     """
     several = isinstance(outputs, (list, tuple))
     outputs = outputs if several else [outputs]
-    none = object()
-    for window, result in itertools.zip_longest(windows, results, fillvalue=none):
-        if window is none or result is none:
-            raise ValueError(f'there are {"more" if window is none else "fewer"} results than windows; a '
-                             'generator gives its blocks only once: make a new one for each run')
+    for window, result in zip(windows, results, strict=True):
         result = result if several else [result]
         if len(result) != len(outputs):
             raise ValueError(f'a result has {len(result)} arrays, but there are {len(outputs)} outputs')
@@ -164,21 +158,13 @@ def write(outputs, windows, results, done=lambda: None):
 
 
 def fitting(pixels, window, bands, kind):
-    """A result as GDAL takes it; ValueError unless it is one for so many bands of that type."""
+    """A result as GDAL takes it; ValueError where that would not fit, be rounded, or clipped."""
     pixels, shape = np.asarray(pixels), (bands, window[3], window[2])
     if pixels.shape != shape and (bands > 1 or pixels.shape != shape[1:]):
-        hint = ('the function must return an array of pixels' if pixels.ndim < 2
-                else 'the output must have as many bands' if pixels.shape[-2:] == shape[1:]
-                else 'a margin must be cut off')
         raise ValueError(f'a result has the shape {pixels.shape}, but its place (bands, rows, columns) is '
-                         f'{shape}: {hint}')
-    if pixels.dtype.kind in 'fc' and not np.can_cast(pixels.dtype, kind, 'same_kind'):
-        raise ValueError(f'a result has the type {pixels.dtype}, which pixels of {kind} do not hold: give '
-                         'the output another type (dtype), or round in the function')
-    # GDAL would write the nearest number that the output's pixels hold.
-    if pixels.dtype.kind in 'iu' and kind.kind in 'iu' and not np.can_cast(pixels.dtype, kind):
-        low, high, limits = pixels.min(), pixels.max(), np.iinfo(kind)
-        if low < limits.min or high > limits.max:
-            raise ValueError(f'a result has pixels from {low} to {high}, which ones of {kind} do not hold: '
-                             'give the output another type (dtype), or clip in the function')
+                         f'{shape}: return an array with as many bands as the output, without a margin')
+    if not (np.can_cast(pixels.dtype, kind, 'same_kind') if pixels.dtype.kind in 'fc' else
+            kind.kind in 'fc' or np.array_equal(pixels, pixels.astype(kind))):
+        raise ValueError(f'a result has {pixels.dtype} numbers that pixels of {kind} do not hold: give the '
+                         'output another type (dtype), or round or clip in the function')
     return pixels.astype(holder(pixels.dtype), copy=False)
