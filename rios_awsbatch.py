@@ -2661,13 +2661,13 @@ class _Run:
     def _clean_up(self, orderly):
         """
         Leave nothing of the run on AWS: no job, no queue, no object. A step that fails is logged, and neither
-        keeps the others from being done nor hides an exception that is on its way to the user.
+        keeps the others from being done, unless there is a hurry and no network, nor hides an exception that
+        is on its way to the user.
         """
         channel = self.channel
         if channel.batch is None:           # it has not even begun
             return
-        with self._only_logged('stopping the workers'):
-            self.keeper.stop(orderly)
+        reached = self._reached('stopping the workers', lambda: self.keeper.stop(orderly))
         files = sorted(self.keeper.files)
         if files:
             names = ', '.join(files[:10] + ['...'] * (len(files) > 10))
@@ -2677,20 +2677,23 @@ class _Run:
         self.outbox.close()
         for thread in self.threads[:1 + PREPARERS]:     # what one writes now is to be deleted, too
             thread.join(STOP_SECONDS)
-        for url in filter(None, (channel.in_queue, channel.out_queue)):
-            with self._only_logged('deleting a queue'):
-                channel.sqs.delete_queue(QueueUrl=url)
-        with self._only_logged('deleting the objects of the run'):
-            channel.delete_folder()
+        queues = filter(None, (channel.in_queue, channel.out_queue))
+        for doing, step in (
+                *(('deleting a queue', functools.partial(channel.sqs.delete_queue, QueueUrl=url))
+                  for url in queues),
+                ('deleting the objects of the run', channel.delete_folder)):
+            reached = reached and self._reached(doing, step)
 
-    @contextlib.contextmanager
-    def _only_logged(self, doing):
+    def _reached(self, doing, step):
+        """Do a step of the end. False where nobody is to wait for the others, since AWS cannot be reached."""
         try:
-            yield
+            step()
         except (*AWS_ERRORS, AWSBatchException) as error:
             if not is_one_of(error, NO_QUEUE):
                 log.warning('%s "scripts/status.sh --clean" removes what run %s has left.',
                             explain(error, doing), self.id)
+            return not (self.life.hurry and is_one_of(error, _AWAY))
+        return True
 
 
 # ---- The end of the script ---------------------------------------------------------------------------

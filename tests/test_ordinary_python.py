@@ -362,6 +362,33 @@ def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_pat
             process.kill()
 
 
+def test_script_that_is_interrupted_without_a_network_tries_one_step_of_its_end(tmp_path):
+    """Each takes botocore half a minute then. What is left is said once, with how to remove it."""
+    status, out, err = output_of(main_script(tmp_path, '''
+        def unplug(request, **kwargs):
+            if unplugged:
+                request.url = 'http://127.0.0.1:9/'
+
+        def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
+            client = make(service, *args, **dict(kwargs, attempts=2))
+            client.meta.events.register('before-sign', unplug)
+            return client
+        rios_awsbatch.make_client, unplugged = made, []
+        try:
+            with rios_awsbatch.AWSBatchExecutor(1) as executor:
+                assert executor.submit(pow, 2, 3).result() == 8
+                executor.submit(time.sleep, 600)
+                unplugged.append(True)
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            unplugged.clear()
+            executor._run._clean_up(orderly=False)
+        print(executor.run)
+        '''))
+    assert status == 0 and err.count('--clean" removes what run') == 1, err
+    assert_nothing_left(out.strip())
+
+
 def test_interrupted_shutdown_in_one_thread_does_not_hang_another(tmp_path):
     process = main_script(tmp_path, '''
         import threading
