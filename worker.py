@@ -43,7 +43,7 @@ BLOBS = 8               # functions and shared data that a computer keeps
 TAMPERED = 'what it needs was tampered with on its way'
 OUTPUT_LINES = 20       # of what a call prints, to be sent home, ...
 OUTPUT_CHARS = 10000    # ... and how much of it in all
-PIPE_BYTES = 2**20      # no pipe holds more: 16 pages
+PIPE_BYTES = 2**20      # a pipe holds no more: 16 pages, of 64 KiB at most
 TEXT_CHARS = 50000      # of what ends a run: in JSON, SQS takes so many of any kind
 FILES = 20              # names of files that functions have left behind
 EXIT_AGAIN = 128 + signal.SIGTERM       # ended from outside: for the run that is no sign of a fault
@@ -481,12 +481,10 @@ class Worker:
             if self.hands.stopping:     # whoever has said so gives them back
                 break
             stops = [message for message in messages if self._take(message)]
-            ends = bool(stops)
-            if ends:
-                self._forget([stops.pop()['ReceiptHandle']])
             if stops:
-                self._give_back(stops)          # they are for other workers
-            if ends:        # now: who ends gives back what it holds, and its own would end another one, too
+                self._forget([stops.pop()['ReceiptHandle']])
+                self._give_back(stops)          # the others are for other workers
+                # Now: who ends gives back what it holds, and its own would end another one, too.
                 self.hands.stop()
             if not messages and not busy and time.monotonic() - self.hands.worked > idle:
                 log.info('No message for %d s: exiting', idle)
