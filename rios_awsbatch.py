@@ -337,7 +337,8 @@ def getStackOutputs(session=None):
         client = make_client('cloudformation', session, attempts=3)
         stack = client.describe_stacks(StackName=STACK_NAME)['Stacks'][0]
     except AWS_ERRORS as error:
-        if is_one_of(error, {'ValidationError'}) and not is_one_of(error, {'InvalidRegionError'}):
+        # botocore has exceptions of its own that are called so, for a region's name for instance.
+        if isinstance(error, botocore.exceptions.ClientError) and is_one_of(error, {'ValidationError'}):
             raise AWSBatchException(
                 f'There is no {where}. {variables}; "scripts/create.sh --wait" creates one.') from None
         raise explain(error, 'reading the stack outputs') from None
