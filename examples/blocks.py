@@ -163,8 +163,8 @@ def fitting(pixels, window, bands, kind):
     if pixels.shape != shape and (bands > 1 or pixels.shape != shape[1:]):
         raise ValueError(f'a result has the shape {pixels.shape}, but its place (bands, rows, columns) is '
                          f'{shape}: return an array with as many bands as the output, without a margin')
-    if not (np.can_cast(pixels.dtype, kind, 'same_kind') if pixels.dtype.kind in 'fc' else
-            kind.kind in 'fc' or np.array_equal(pixels, pixels.astype(kind))):
+    if not (np.can_cast(pixels.dtype, kind, 'same_kind') if pixels.dtype.kind in 'fc' else kind.kind in 'fc'
+            or np.can_cast(pixels.dtype, kind) or np.array_equal(pixels, pixels.astype(kind))):
         raise ValueError(f'a result has {pixels.dtype} numbers that pixels of {kind} do not hold: give the '
                          'output another type (dtype), or round or clip in the function')
     return pixels.astype(holder(pixels.dtype), copy=False)
