@@ -120,6 +120,7 @@ list_runs() {
         --query 'Contents[].[Key, LastModified, Size]' >"$OBJECTS"
     # Asked for now: one that is there without is of a look that was broken off.
     [[ -z $CLEAN ]] || now=$(awk -F '\t' '$1 == "runs/clock" { print substr($2, 1, 19) }' "$OBJECTS")
+    [[ -n $now ]] || die "somebody else is just cleaning up. Repeat the command."
     [[ -z $CLEAN ]] || aws s3api delete-object --bucket "$BUCKET" --key runs/clock >/dev/null
     while IFS= read -r key; do
         # Where the run has just ended, its lease is gone.
