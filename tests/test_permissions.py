@@ -14,8 +14,8 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, REGION, ROOT, SCRIPTS, Stack, another_aws, load_template, local_aws, run, succeeds, user_with_main_policy,
-    write_main)
+    PATIENCE, REGION, ROOT, SCRIPTS, Stack, another_aws, load_template, local_aws, run, succeeds,
+    user_who_may_all_but, user_with_main_policy, write_main)
 
 
 ALLOWED = '''
@@ -309,22 +309,13 @@ def test_policies_have_no_wildcard_that_aws_does_not_ask_for():
     assert roles['MainRole']['ManagedPolicyArns'] == [{'Ref': 'MainPolicy'}]
 
 
-# ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('action', ['batch:ListJobs', 'iam:ListEntitiesForPolicy'])
 def test_delete_stops_where_it_may_not_see_what_is_in_its_way(action, tmp_path):
     """A job that is not seen would go on, and cost money, when its stack is gone."""
     with another_aws(tmp_path) as env:
         stack = Stack(env=env).create()
-        iam = stack.client('iam')
-        iam.create_user(UserName='who')
-        iam.put_user_policy(UserName='who', PolicyName='p', PolicyDocument=json.dumps({
-            'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Action': '*', 'Resource': '*'},
-                                                   {'Effect': 'Deny', 'Action': action, 'Resource': '*'}]}))
-        key = iam.create_access_key(UserName='who')['AccessKey']
+        keys = user_who_may_all_but(action, stack)
         local_aws('iam', {'enforced': True}, env=env)
-        done = stack.run('delete.sh', '--yes', '--wait', env={
-            'AWS_ACCESS_KEY_ID': key['AccessKeyId'], 'AWS_SECRET_ACCESS_KEY': key['SecretAccessKey']})
+        done = stack.run('delete.sh', '--yes', '--wait', env=keys)
         assert done.returncode and action in done.stderr, done.stdout + done.stderr
         assert stack.status() == 'CREATE_COMPLETE'

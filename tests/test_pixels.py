@@ -208,11 +208,15 @@ def test_types_are_written_as_they_are_or_refused_with_one_that_holds_them(given
     (lambda bands, rows, columns: numpy.zeros((rows, columns)), 'float32', 'shape .*as many bands'),
     (lambda bands, rows, columns: numpy.zeros((bands + 1, rows, columns)), 'float32', 'shape .*as many bands'),
     (lambda bands, rows, columns: None, 'float32', 'the shape .*return an array'),
-    (lambda bands, rows, columns: numpy.full((bands, rows, columns), 256), 'uint8', 'int64 numbers that pixels of uint8'),
-    (lambda bands, rows, columns: numpy.full((bands, rows, columns), -1), 'uint16', 'int64 numbers that pixels of'),
+    (lambda bands, rows, columns: numpy.full((bands, rows, columns), 256), 'uint8',
+     'int64 numbers that pixels of uint8 do not'),
+    (lambda bands, rows, columns: numpy.full((bands, rows, columns), -1), 'uint16',
+     'int64 numbers that pixels of uint16 do not'),
     (lambda bands, rows, columns: numpy.full((bands, rows, columns), 'x'), 'float32', 'no pixels that hold'),
-    (lambda bands, rows, columns: numpy.zeros((bands, rows, columns), 'c8'), 'float32', 'complex64 numbers that pixels'),
-    (lambda bands, rows, columns: numpy.zeros((bands, rows, columns)), 'int16', 'float64 numbers that pixels'),
+    (lambda bands, rows, columns: numpy.zeros((bands, rows, columns), 'c8'), 'float32',
+     'complex64 numbers that pixels of float32 do not'),
+    (lambda bands, rows, columns: numpy.zeros((bands, rows, columns)), 'int16',
+     'float64 numbers that pixels of int16 do not'),
 ])
 @pytest.mark.parametrize('several', [None, list, tuple])
 def test_wrong_result_is_a_sentence_before_anything_is_written(result, dtype, said, several, tmp_path):

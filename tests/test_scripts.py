@@ -29,7 +29,8 @@ import pytest
 
 from tests.helpers import (
     MANIFEST, OUTPUTS, load_template, ROOT, SCRIPTS, REGION, PATIENCE, QUICK, pids, wait_until, run,
-    succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main, local_aws)
+    succeeds, refuses, copy_of_the_tree, Stack, foreign_stack, start_long_run, another_aws, write_main, local_aws,
+    user_who_may_all_but)
 
 
 # Those a user runs against AWS, each with what it needs on its command line.
@@ -522,14 +523,7 @@ def test_account_that_never_used_aws_batch_gets_its_stack(tmp_path):
         # Who may not make it is told that all will be well the second time.
         iam.delete_service_linked_role(RoleName='AWSServiceRoleForECS')
         other = Stack(env=env)
-        name = 'no-roles-' + other.name
-        iam.create_user(UserName=name)
-        iam.put_user_policy(UserName=name, PolicyName='p', PolicyDocument=json.dumps({
-            'Version': '2012-10-17', 'Statement': [
-                {'Effect': 'Allow', 'Action': '*', 'Resource': '*'},
-                {'Effect': 'Deny', 'Action': 'iam:CreateServiceLinkedRole', 'Resource': '*'}]}))
-        key = iam.create_access_key(UserName=name)['AccessKey']
-        keys = {'AWS_ACCESS_KEY_ID': key['AccessKeyId'], 'AWS_SECRET_ACCESS_KEY': key['SecretAccessKey']}
+        keys = user_who_may_all_but('iam:CreateServiceLinkedRole', other)
         local_aws('iam', {'enforced': True}, env=env)
         create = ['create.sh', '--servicename', other.service, '--wait']
         done = other.run(*create, env=keys)
