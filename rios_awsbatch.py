@@ -2649,7 +2649,8 @@ class _Run:
         self._guarded(self.keeper.keep)
         try:
             self._clean_up(orderly=not (self.life.broken or self.life.hurry))
-        finally:
+            log.info('Run %s: ended, %d blocks', self.id, len(self.calls.answers))
+        finally:                            # whoever waits goes on with its last line
             self.life.ended.set()
             self.calls.settle_all(self.life.broken)
             _runs.discard(self)
@@ -2657,7 +2658,6 @@ class _Run:
                              broken=self.life.broken, requests=dict(self.channel.requests))
             with contextlib.suppress(concurrent.futures.InvalidStateError):     # __init__ may call this, too
                 self.clean.set_result(None)
-            log.info('Run %s: ended, %d blocks', self.id, len(self.calls.answers))
 
     def _clean_up(self, orderly):
         """
