@@ -2086,7 +2086,7 @@ class _Keeper:
     def __init__(self, run, channel, life, jobs, workers, start_timeout):
         self.run, self.channel, self.life, self.jobs = run, channel, life, jobs
         self.asked, self.start_timeout = workers, start_timeout
-        self.mail = Mailbox()               # 'hello', 'misfit' and 'bye'; None to see whether the run is over
+        self.mail = Mailbox()               # 'hello', 'misfit', 'bye', do(); None to see whether it is over
         self.awaited = []                   # what wait_for() is waiting for, in other threads
         self.workers = {}                   # _Worker by number
         self.up = set()                     # numbers of those that are up
@@ -2104,6 +2104,18 @@ class _Keeper:
 
     def tell(self, said):
         self.mail.put(said)
+
+    def do(self, request):
+        """Have the thread make a request, which no signal interrupts there, so that its answer is known."""
+        done = concurrent.futures.Future()
+
+        def make():
+            try:
+                done.set_result(request())
+            except BaseException as error:
+                done.set_exception(error)
+        self.tell(make)
+        done.result()
 
     def wait_for(self, count, timeout):
         """Wait until so many workers are up; how many are up (int)."""
@@ -2179,7 +2191,9 @@ class _Keeper:
         for said in self.mail.take(timeout):
             if said is None:
                 continue
-            if said.kind == 'hello':
+            if callable(said):
+                said()
+            elif said.kind == 'hello':
                 self._hello(said)
             elif said.kind == 'bye':
                 self._bye(said)
@@ -2406,34 +2420,12 @@ def _start_timeout():
         f'RIOS_AWSBATCH_START_TIMEOUT must be a number of seconds above zero, not "{text}".')
 
 
-def _undisturbed(request):
-    """
-    Make a request in a thread, where no signal interrupts it, nor a second one: so what there is on AWS is
-    known.
-    """
-    done = concurrent.futures.Future()
-
-    def make():
-        try:
-            done.set_result(request())
-        except BaseException as error:
-            done.set_exception(error)
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        done.result()
-    except BaseException:
-        while not done.done():
-            with contextlib.suppress(BaseException):
-                concurrent.futures.wait([done])
-        raise
-
-
 class _Run:
     """
     What an executor has on AWS: the parts above, from the first request to the last.
 
-    Any thread may submit, or end the run; _tend() sees it to its end. Threads refer to the run and not to its
-    executor, so that an executor that is dropped ends its run.
+    Any thread may submit, or end the run; that of _tend() makes and removes queues and jobs. Threads refer to
+    the run and not to its executor, so that an executor that is dropped ends its run.
     """
     def __init__(self, workers, initializer, vcpus, memory, gpus, timeout, job_definition, copies):
         self.began, self.life = time.time(), _Life()
@@ -2479,31 +2471,27 @@ class _Run:
         self.copies = _Copies(self, self.life)
         this = weakref.ref(self)            # a future that is kept is not to keep what boto3 has: 18 MB
         self.on_done = lambda call: (run := this()) and run._cancelled(call)
-        loops = (self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send, self.outbox.take_back,
-                 *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies, self._tend)
-        self.threads = []                   # those that write objects come first
-        _runs.add(self)
+        # The first is to be there before anything is on AWS; next come those that write objects.
+        loops = (self._tend, self._renew, *[self.outbox.prepare] * PREPARERS, self.outbox.send,
+                 self.outbox.take_back, *[self.inbox.collect] * COLLECTORS, *[self.copies.watch] * copies)
+        self.threads = [threading.Thread(
+            target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True) for loop in loops]
         try:
+            self.threads[0].start()
             self.channel.connect(session)
-            self._put_lease()
-            _undisturbed(lambda: self.channel.make_queues(name, stack.get('BatchTag', 'rios')))
+            self.keeper.do(self._put_lease)
+            self.keeper.do(lambda: self.channel.make_queues(name, stack.get('BatchTag', 'rios')))
             self.jobs.configure(self._settings(initializer))
             self.report.note('run', run=self.id, began=self.began, workers=self.workers, stack=STACK_NAME,
                              region=REGION, inline_bytes=INLINE_BYTES, vcpus=self.vcpus, memory=memory,
                              gpus=self.gpus, instances=self.instances)
-            _undisturbed(lambda: self.keeper.start(self.workers))
-            for loop in loops:
-                thread = threading.Thread(
-                    target=self._guarded, args=(loop,), name='rios_awsbatch', daemon=True)
+            self.keeper.do(lambda: self.keeper.start(self.workers))
+            for thread in self.threads[1:]:
                 thread.start()
-                self.threads.append(thread)
         except BaseException as error:
             self.close(hurry=True)
-            try:                            # in a thread, where no further signal interrupts it
-                threading.Thread(target=self._tend, daemon=True).start()
-            except RuntimeError:            # there are no more threads
-                self._tend()
-            self.join()
+            if self in _runs:               # else its first thread has done nothing, and will do nothing
+                self.join()
             if isinstance(error, AWS_ERRORS):
                 raise explain(error, 'starting a run') from None
             raise
@@ -2646,6 +2634,7 @@ class _Run:
 
     def _tend(self):
         """Thread: keep the workers, and clean up when the run is over."""
+        _runs.add(self)
         self._guarded(self.keeper.keep)
         try:
             self._clean_up(orderly=not (self.life.broken or self.life.hurry))
@@ -2656,8 +2645,7 @@ class _Run:
             _runs.discard(self)
             self.report.note('end', time=time.time(), submitted=next(self.calls.ids) - 1,
                              broken=self.life.broken, requests=dict(self.channel.requests))
-            with contextlib.suppress(concurrent.futures.InvalidStateError):     # __init__ may call this, too
-                self.clean.set_result(None)
+            self.clean.set_result(None)
 
     def _clean_up(self, orderly):
         """
@@ -2676,8 +2664,9 @@ class _Run:
                       'worker. Return it, or write it to S3 (/vsis3/BUCKET/NAME).')
         self.life.ended.set()
         self.outbox.close()
-        for thread in self.threads[:1 + PREPARERS]:     # what one writes now is to be deleted, too
-            thread.join(STOP_SECONDS)
+        for thread in self.threads[1:2 + PREPARERS]:    # what one writes now is to be deleted, too
+            if thread.is_alive():
+                thread.join(STOP_SECONDS)
         queues = filter(None, (channel.in_queue, channel.out_queue))
         for doing, step in (
                 *(('deleting a queue', functools.partial(channel.sqs.delete_queue, QueueUrl=url))

@@ -697,15 +697,26 @@ def test_run_that_a_thread_began_costs_nothing_when_its_script_is_ended(number, 
 # Nothing is computed, and nobody paid, for nothing
 # ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('request_made', ['sqs.CreateQueue', 'batch.SubmitJob'])
+@pytest.mark.parametrize('event', ['thread', 's3.PutObject', 'sqs.CreateQueue', 'batch.SubmitJob'])
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_script_that_is_ended_while_it_makes_an_executor_leaves_nothing(number, request_made, tmp_path):
-    """AWS has done what it was asked, and its answer comes together with the signal, which comes twice."""
+def test_script_that_is_ended_while_it_makes_an_executor_leaves_nothing(number, event, tmp_path):
+    """
+    While a thread starts; or AWS has done what it was asked, and its answer comes together with the signal,
+    which comes twice.
+    """
     status, out, err = output_of(main_script(tmp_path, '''
+        import threading
         def signal_comes(**kwargs):
             while signals:
                 os.kill(os.getpid(), signals.pop())
                 time.sleep(0.5)
+
+        def slowly(thread, start=threading.Thread.start):
+            start(thread)
+            if sys.argv[2] == 'thread':
+                signal_comes()
+            time.sleep(0.2)             # a busy machine: the thread is further than who has started it
+        threading.Thread.start = slowly
 
         def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
             client = make(service, *args, **kwargs)
@@ -714,10 +725,12 @@ def test_script_that_is_ended_while_it_makes_an_executor_leaves_nothing(number, 
         rios_awsbatch.make_client, signals = made, 2 * [int(sys.argv[1])]
         rios_awsbatch.AWSBatchExecutor(2)
         print('made')
-        ''', int(number), request_made, env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')}))
-    assert (status, out) == (-number if number == signal.SIGINT else 128 + number, ''), err
-    report, = (tmp_path / 'report').iterdir()
-    assert_nothing_left(report.stem)
+        ''', int(number), event, env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')}))
+    assert (status, out) in [(-number, ''), (128 + number, '')], err
+    reports = list(tmp_path.glob('report/*'))
+    assert reports or event == 'thread'     # of which nothing has run yet
+    for report in reports:
+        assert_nothing_left(report.stem)
 
 
 def test_executor_for_which_there_are_too_few_threads_leaves_nothing(tmp_path):
