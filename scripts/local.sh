@@ -23,8 +23,8 @@
 #   RIOS_AWSBATCH_LOCAL_MAIN=FILE               push FILE as the main image too (as build.sh --main does)
 #   RIOS_AWSBATCH_LOCAL_LATENCY_MS=20           delay every AWS request, while COMMAND runs
 #   RIOS_AWSBATCH_LOCAL_FAULTS=errors=0.05,...  while COMMAND runs, of all requests and messages the fraction that
-#                                               fails (errors), comes twice (duplicate), comes late (late);
-#                                               reorder=1 for any order, seed=N for the same faults again
+#                                               fails (errors), breaks off (cut), comes twice (duplicate), comes late
+#                                               (late); reorder=1 for any order, seed=N for the same faults again
 #   RIOS_AWSBATCH_LOCAL_IAM=1                   enforce IAM policies while COMMAND runs. COMMAND has the account
 #                                               owner's credentials, which may do everything; jobs have their role's
 #   RIOS_AWSBATCH_LOCAL_LAG=8                   Batch says so many seconds later what a container does; without, each

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
 
 
-FAULTS = {'errors': 0.05, 'duplicate': 0.1, 'late': 0.1, 'reorder': 1, 'seed': 2}
+FAULTS = {'errors': 0.05, 'cut': 0.05, 'duplicate': 0.1, 'late': 0.1, 'reorder': 1, 'seed': 2}
 MANY = '''
     import hashlib, logging
     import numpy
@@ -34,7 +34,7 @@ MANY = '''
 
 @pytest.mark.slow
 def test_faults_of_aws_change_no_result(tmp_path):
-    """Of all requests 5 % fail; messages come twice, late and in any order."""
+    """Of all requests 5 % fail, and of all answers 5 % break off; messages come twice, late and in any order."""
     with another_aws(tmp_path) as env:
         stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
         local_aws('faults', FAULTS, env=env)

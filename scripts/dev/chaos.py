@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.helpers import QUICK, left_of, local_aws, pids, write_main      # noqa: E402
 
-FAULTS = {'errors': 0.03, 'duplicate': 0.05, 'late': 0.05, 'reorder': 1}
+FAULTS = {'errors': 0.03, 'cut': 0.03, 'duplicate': 0.05, 'late': 0.05, 'reorder': 1}
 LATENCY_MS = 20
 HANGS = 300                                 # seconds after which a main script hangs
 DEAD = 4 * QUICK['LEASE_SECONDS'] + 30      # the workers of a killed main script have ended after this

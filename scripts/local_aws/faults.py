@@ -9,6 +9,7 @@ class Faults:
 
     errors     fraction of all requests that fail: throttled, or with a 5xx before or after they were done;
                and of the entries of an SQS batch that fail alone
+    cut        fraction of all answers that do not come, or break off in the middle
     duplicate  fraction of SQS messages that are delivered twice
     late       fraction of SQS messages that arrive one to two seconds late
     reorder    1: SQS messages come in random order
@@ -25,7 +26,7 @@ class Faults:
 
     def set(self, settings):
         """Replace all settings; those not named are off."""
-        unknown = set(settings) - {'errors', 'duplicate', 'late', 'reorder', 'seed'}
+        unknown = set(settings) - {'errors', 'cut', 'duplicate', 'late', 'reorder', 'seed'}
         if unknown:
             raise ValueError(f'unknown fault: {", ".join(sorted(unknown))}')
         self.settings = {name: float(value) for name, value in settings.items()}
@@ -35,6 +36,10 @@ class Faults:
     def hits(self, name):
         """True for the fraction of the calls that is set for that fault."""
         return self.random.random() < self.settings.get(name, 0)
+
+    def what_comes(self, body):
+        """What comes of the body of an answer (bytes); None where not even its head does."""
+        return self.random.choice((None, body[:len(body) // 2])) if self.hits('cut') else body
 
     def of_request(self, request):
         """(error, whether the request is carried out all the same), or None."""

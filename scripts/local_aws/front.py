@@ -137,6 +137,11 @@ class Connection(http.server.BaseHTTPRequestHandler):
             traceback.print_exc()
             response = error_response(
                 request, AwsError('InternalFailure', traceback.format_exc(limit=-1), 500))
+        control = request.path.startswith('/_local/')
+        body = response.body if control else self.server.aws.faults.what_comes(response.body)
+        self.close_connection = self.close_connection or body != response.body
+        if body is None:
+            return
         headers = {name.lower(): value for name, value in response.headers}
         headers.pop('connection', None)          # moto closes those of S3
         headers.setdefault('date', self.date_time_string())
@@ -147,7 +152,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != 'HEAD':
-            self.wfile.write(response.body)
+            self.wfile.write(body)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
 
