@@ -219,9 +219,14 @@ _ADVICE = (
     ('timeout', 'The stack\'s job time-out ended it: "scripts/modify.sh --timeout".'))
 
 
+def _response(error):
+    """What AWS has answered (dict). Exceptions of botocore's own may have something else of that name."""
+    return error.response if isinstance(error, botocore.exceptions.ClientError) else {}
+
+
 def is_one_of(error, names):
     """Whether an error of botocore, by its code or as an exception, is one of those that are named."""
-    said = getattr(error, 'response', {}).get('Error', {})
+    said = _response(error).get('Error', {})
     # S3 has a code for a wrong clock; others say that the signature is wrong, and why in words.
     late = re.match('Signature (expired|not yet current)', said.get('Message') or '')
     code = 'RequestTimeTooSkewed' if late else said.get('Code', '')
@@ -230,7 +235,7 @@ def is_one_of(error, names):
 
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
-    status = getattr(error, 'response', {}).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
+    status = _response(error).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
     return status >= 500 or is_one_of(error, _AWAY | _THROTTLED | _CUT)
 
 
@@ -1291,14 +1296,14 @@ class Channel:
             while entries and len(some) < BATCH_ENTRIES and size + size_of(entries[0]) <= MESSAGE_BYTES:
                 size += size_of(entries[0])
                 some.append(entries.pop(0))
-            failed = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=some).get('Failed', [])
-            for entry in failed:
+            answer = self.sqs.send_message_batch(QueueUrl=queue_url, Entries=some)
+            for entry in answer.get('Failed', []):
                 if entry.get('SenderFault'):
                     raise AWSBatchException(
                         f'AWS SQS refused a message: {entry.get("Code")} {entry.get("Message", "")}')
-            if failed:
-                names = {entry['Id'] for entry in failed}
-                entries[:0] = [entry for entry in some if entry['Id'] in names]
+            sent = {entry['Id'] for entry in answer.get('Successful', [])}
+            if len(sent) < len(some):
+                entries[:0] = [entry for entry in some if entry['Id'] not in sent]
                 time.sleep(pause)
                 pause = min(2 * pause, 5)
 
@@ -2013,15 +2018,16 @@ class _BatchJobs:
         self.doubtful = doubtful or bool(answer['ResponseMetadata'].get('RetryAttempts'))
         return [f'{job_id}:{index}' for index in range(count)] if array else [job_id]
 
-    def end_twins(self):
-        """AWS may have carried out a request whose answer was lost: one job is enough."""
+    def end_unknown(self):
+        """End a job of which no answer has told: AWS carries out a request whose answer is lost, too."""
         if self.doubtful:
             found = self.channel.batch.list_jobs(
                 jobQueue=self.request['jobQueue'],
                 filters=[{'name': 'JOB_NAME', 'values': [self.request['jobName']]}])
             for job in found['jobSummaryList']:
                 if job['status'] not in ENDED and job['jobId'] not in self.submitted:
-                    self.channel.batch.terminate_job(jobId=job['jobId'], reason='Started twice')
+                    self.channel.batch.terminate_job(
+                        jobId=job['jobId'], reason='Its main script does not know of it')
             self.doubtful = False
 
     def describe(self, job_ids):
@@ -2154,7 +2160,7 @@ class _Keeper:
             worker = _Worker(str(self.started), job_id)
             self.workers[worker.number] = worker
             self.started += 1
-        self.jobs.end_twins()
+        self.jobs.end_unknown()
 
     def stop(self, orderly):
         """End the workers: ask them, if all are up and it is to be `orderly`; terminate them else."""
@@ -2669,6 +2675,7 @@ class _Run:
                 thread.join(STOP_SECONDS)
         queues = filter(None, (channel.in_queue, channel.out_queue))
         for doing, step in (
+                ('ending jobs', self.jobs.end_unknown),
                 *(('deleting a queue', functools.partial(channel.sqs.delete_queue, QueueUrl=url))
                   for url in queues),
                 ('deleting the objects of the run', channel.delete_folder)):

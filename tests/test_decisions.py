@@ -109,6 +109,10 @@ def answer(code, status, message=''):
 @pytest.mark.parametrize('error, passes, said', [
     # AWS is away.
     (errors.EndpointConnectionError(endpoint_url='x'), 'by itself', 'cannot be reached'),
+    (errors.ConnectionClosedError(endpoint_url='x'), 'by itself', 'cannot be reached'),
+    (errors.ReadTimeoutError(endpoint_url='x'), 'by itself', 'cannot be reached'),
+    (errors.ResponseStreamingError(error='x'), 'by itself', 'cannot be reached'),
+    (errors.IncompleteReadError(actual_bytes=1, expected_bytes=2), 'by itself', ''),
     (answer('SlowDown', 503), 'by itself', ''),
     (answer('Throttling', 400), 'by itself', 'more requests'),
     # A login of any kind, also of a kind that nobody here knows.

@@ -21,8 +21,8 @@ import pytest
 
 import rios_awsbatch
 from tests.helpers import (
-    PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, left_of, local_aws, main_script,
-    output_of, pids, processes_of, script_module, shared_executor, Stack, wait_until, write_main)
+    PATIENCE, ROOT, QUICK, another_aws, assert_nothing_left, client, bucket, jobs_of, left_of, local_aws,
+    main_script, output_of, pids, processes_of, script_module, shared_executor, Stack, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -360,6 +360,42 @@ def test_submit_does_not_hang_when_AWS_is_away_for_longer_than_the_lease(tmp_pat
             ends_well(process, 'fine')
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize('service, said', [
+    ('sqs', ''), ('sqs', 'HTTP/1.1 200 OK|Content-Length: 9999||{'), ('sqs', 'HTTP/1.1 200 OK||<html>'),
+    ('s3', ''), ('s3', 'HTTP/1.1 200 OK|Content-Length: 9999||<xml>')])
+def test_answers_that_are_not_from_AWS_or_break_off_cost_no_call(service, said, tmp_path):
+    """A proxy, for instance, takes all requests for a while, and has no network itself."""
+    ends_well(main_script(tmp_path, '''
+        import socketserver, threading
+        class Proxy(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.request.recv(2**20)
+                self.request.sendall(sys.argv[2].replace('|', '\\r\\n').encode())
+        server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Proxy)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def detour(request, **kwargs):
+            if detours:
+                request.url = 'http://127.0.0.1:{}/'.format(server.server_address[1])
+
+        def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
+            client = make(service, *args, **dict(kwargs, attempts=1))
+            client.meta.events.register('before-sign.' + sys.argv[1], detour)
+            return client
+        rios_awsbatch.make_client, detours = made, []
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            results = executor.map(bytes, range(700_000, 700_020))
+            assert len(next(results)) == 700_000
+            detours.append(True)
+            more = [executor.submit(len, bytes(700_000 + x)) for x in range(20)]
+            time.sleep(2)
+            detours.clear()
+            assert [len(result) for result in results] == list(range(700_001, 700_020))
+            assert [future.result() for future in more] == list(range(700_000, 700_020))
+        print('fine')
+        ''', service, said), 'fine')
 
 
 def test_script_that_is_interrupted_without_a_network_tries_one_step_of_its_end(tmp_path):
@@ -731,6 +767,29 @@ def test_script_that_is_ended_while_it_makes_an_executor_leaves_nothing(number, 
     assert reports or event == 'thread'     # of which nothing has run yet
     for report in reports:
         assert_nothing_left(report.stem)
+
+
+def test_job_whose_start_no_answer_has_told_ends_with_its_executor(tmp_path):
+    """AWS has started it, and then the network was away for good."""
+    ends_well(main_script(tmp_path, '''
+        from botocore.exceptions import ConnectionClosedError
+        def answer_is_lost(**kwargs):
+            raise ConnectionClosedError(endpoint_url='there')
+
+        def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
+            client = make(service, *args, **kwargs)
+            client.meta.events.register('after-call.batch.SubmitJob', answer_is_lost)
+            return client
+        rios_awsbatch.make_client = made
+        try:
+            rios_awsbatch.AWSBatchExecutor(1)
+        except rios_awsbatch.AWSBatchException as error:
+            print(str(error).partition(' (')[0])
+        ''', env={'RIOS_AWSBATCH_REPORT': str(tmp_path / 'report')}), 'Error when starting a run')
+    report, = (tmp_path / 'report').iterdir()
+    assert_nothing_left(report.stem)
+    job, = wait_until(lambda: [job for job in jobs_of(report.stem) if job['status'] in rios_awsbatch.ENDED])
+    assert job['statusReason'] == 'Its main script does not know of it'
 
 
 def test_executor_for_which_there_are_too_few_threads_leaves_nothing(tmp_path):
