@@ -1175,6 +1175,15 @@ def _check(data, digest, what):
     return data
 
 
+def _read(answer):
+    """The body of an object (bytes). What TLS says of one that is damaged, botocore lets through as it is."""
+    import urllib3.exceptions
+    try:
+        return answer['Body'].read()
+    except urllib3.exceptions.HTTPError as error:
+        raise botocore.exceptions.ResponseStreamingError(error=error) from error
+
+
 def size_of(message):
     """What a message counts for, as SQS does it (bytes)."""
     attribute = message.get('MessageAttributes', {}).get('p')
@@ -1276,7 +1285,7 @@ class Channel:
         """Read an object whose SHA-256 is known (bytes)."""
         for attempt in itertools.count(1):      # botocore retries requests, but not their bodies
             try:
-                data = self.s3.get_object(Bucket=self.bucket, Key=name)['Body'].read()
+                data = _read(self.s3.get_object(Bucket=self.bucket, Key=name))
                 return _check(data, digest, 'object ' + name)
             except AWS_ERRORS as error:
                 if is_one_of(error, NO_OBJECT):

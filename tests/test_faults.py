@@ -3,11 +3,24 @@ Requests of AWS that fail, and messages that come twice, late and in any order, 
 
 Workers that are lost, logins that expire: test_pool.py. For hours, and with kills besides: scripts/dev/chaos.py.
 """
+import contextlib
+import datetime
+import hashlib
+import ipaddress
+import os
+import socketserver
+import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+import rios_awsbatch
 from tests.helpers import ROOT, PATIENCE, local_aws, wait_until, Stack, write_main, another_aws
 
 
@@ -45,6 +58,47 @@ def test_faults_of_aws_change_no_result(tmp_path):
         assert not stack.queues()
         wait_until(lambda: not local_aws('jobs', env=env)['jobs'])
         assert not stack.objects('runs/')
+
+
+@contextlib.contextmanager
+def s3_over_tls(folder, answers):
+    """The address of an S3 that gives these answers, one a connection, and a file with its certificate."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, 'S3')])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address('127.0.0.1'))])
+    certificate = x509.CertificateBuilder().issuer_name(name).subject_name(name).public_key(key.public_key()).serial_number(
+        1).not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1)).add_extension(
+        address, False).sign(key, hashes.SHA256())
+    file = folder / 'certificate'
+    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            secure = context.wrap_socket(self.request, server_side=True)
+            secure.recv(2**16)
+            clear, damaged = answers.pop(0)
+            secure.sendall(clear)
+            os.write(secure.fileno(), damaged)
+            secure.close()
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield 'https://127.0.0.1:{}'.format(server.server_address[1]), str(file)
+        server.shutdown()
+
+
+def test_object_that_is_damaged_on_its_way_is_read_again(tmp_path, monkeypatch):
+    """TLS notices it. What is said of that reaches the reader in words of urllib3, which botocore lets through."""
+    data = os.urandom(5000)
+    head = b'HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n'
+    record = b'\x17\x03\x03\x00\x40' + bytes(64)       # of application data: RFC 8446, 5.1
+    with s3_over_tls(tmp_path, 2 * [(head + data[:1000], record)] + [(head + data, b'')]) as (url, certificate):
+        monkeypatch.setenv('AWS_ENDPOINT_URL', url)
+        monkeypatch.setenv('AWS_CA_BUNDLE', certificate)
+        channel = rios_awsbatch.Channel('run', b'key', 'bucket', None, None, rios_awsbatch.REGION).connect()
+        assert channel.fetch('object', hashlib.sha256(data).hexdigest()) == data
 
 
 DELETES = '''
