@@ -1552,11 +1552,16 @@ class _MainChannel(Channel):
             self.warned[_meaning(error)] = time.monotonic() + TELL_SECONDS
             log.warning('Run %s: %s %s', self.run_id, explain(error, doing), then)
 
-    def delete_objects(self, names):
-        """Delete objects (any number)."""
+    def delete_objects(self, names, pauses=(0.1, 0.5, 2)):
+        """Delete objects (any number). ClientError where S3 says of one that it is not deleted."""
         for some in in_groups(names, DELETE_OBJECTS):
-            self.s3.delete_objects(Bucket=self.bucket, Delete={
-                'Objects': [{'Key': name} for name in some], 'Quiet': True})
+            failed = self.s3.delete_objects(Bucket=self.bucket, Delete={
+                'Objects': [{'Key': name} for name in some], 'Quiet': True}).get('Errors')
+            if failed and pauses:
+                time.sleep(pauses[0])
+                self.delete_objects([each['Key'] for each in failed], pauses[1:])
+            elif failed:
+                raise botocore.exceptions.ClientError({'Error': failed[0]}, 'DeleteObjects')
 
     def delete_folder(self):
         """Delete the objects of the run."""
@@ -1954,7 +1959,8 @@ class _Inbox:
             with contextlib.suppress(IndexError):       # the other collector is at it, too
                 while len(some) < DELETE_OBJECTS:
                     some.append(self.spent.popleft())
-            self.channel.persist('deleting objects', lambda: self.channel.delete_objects(some))
+            with contextlib.suppress(AWSBatchException):    # the end tries it again, and tells
+                self.channel.persist('deleting objects', lambda: self.channel.delete_objects(some))
 
 
 # ---- A run: its workers ------------------------------------------------------------------------------

@@ -101,6 +101,26 @@ def test_object_that_is_damaged_on_its_way_is_read_again(tmp_path, monkeypatch):
         assert channel.fetch('object', hashlib.sha256(data).hexdigest()) == data
 
 
+def test_objects_that_S3_does_not_delete_are_told(tmp_path):
+    """It says so of each, in an answer that is none of an error."""
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create().push('BatchECR', ROOT / 'worker.py')
+        done = subprocess.run([sys.executable, write_main(tmp_path, '''
+            import json
+            from tests.helpers import bucket, client
+            with rios_awsbatch.AWSBatchExecutor(1) as executor:
+                client('s3').put_bucket_policy(Bucket=bucket(), Policy=json.dumps({'Version': '2012-10-17', 'Statement': [
+                    {'Effect': 'Deny', 'Principal': '*', 'Action': 's3:DeleteObject',
+                     'Resource': 'arn:aws:s3:::' + bucket() + '/*'}]}))
+                assert sum(executor.map(len, 110 * [os.urandom(600_000)])) == 110 * 600_000
+                time.sleep(4)       # some were to go before the end
+                assert executor.submit(pow, 2, 3).result() == 8
+            ''')], env=stack.env, capture_output=True, text=True, timeout=PATIENCE)
+        assert len(stack.objects('runs/')) > 110
+    assert done.returncode == 0 and done.stderr.count('removes what run') == 1, done.stderr
+    assert 'AWS does not allow you this' in done.stderr
+
+
 DELETES = '''
     from tests.helpers import client, local_aws
     url = client('sqs').create_queue(QueueName='calls')['QueueUrl']
