@@ -173,7 +173,8 @@ _EXPIRED = {'ExpiredToken', 'ExpiredTokenException', 'RequestExpired', 'TokenRef
 _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', 'SlowDown',
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _AWAY = {'HTTPClientError', 'ConnectionError'}
-_CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError'}
+_CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError', 'RequestTimeout',
+        'RequestTimeoutException', 'PriorRequestNotComplete'}
 _UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
             'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
 DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',

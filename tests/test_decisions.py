@@ -114,6 +114,7 @@ def answer(code, status, message=''):
     (errors.ResponseStreamingError(error='x'), 'by itself', 'cannot be reached'),
     (errors.IncompleteReadError(actual_bytes=1, expected_bytes=2), 'by itself', ''),
     (answer('SlowDown', 503), 'by itself', ''),
+    (answer('RequestTimeout', 400), 'by itself', ''),           # of S3, when an upload is slow
     (answer('Throttling', 400), 'by itself', 'more requests'),
     # A login of any kind, also of a kind that nobody here knows.
     (answer('ExpiredTokenException', 400), 'when mended', 'login has expired'),
