@@ -237,7 +237,8 @@ def is_one_of(error, names):
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
     status = _response(error).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-    return status >= 500 or is_one_of(error, _AWAY | _THROTTLED | _CUT)
+    # What is between us and a service says 408 or 429 without a code of AWS.
+    return status >= 500 or status in (408, 429) or is_one_of(error, _AWAY | _THROTTLED | _CUT)
 
 
 def user_may_mend(error):
@@ -319,10 +320,27 @@ def make_client(service, session=None, requests=None, region=REGION, attempts=8)
         user_agent='rios_awsbatch/' + __version__,      # botocore makes up its own for every request
         **checksums)
     client = (session or new_session()).client(service, region_name=region, config=config)
+    client.meta.events.register('after-call-error', _raise_in_words_of_botocore)
+    client.meta.events.register('after-call.batch', _raise_where_nothing_is_said)
     if requests is not None:
         client.meta.events.register('before-send.' + service, lambda event_name, **kwargs: requests.update(
             [event_name.partition('.')[2]]))
     return client
+
+
+def _raise_in_words_of_botocore(exception, **kwargs):
+    """
+    It lets through as it is what urllib3 says of an error of S3 that breaks off in its middle, and what its
+    parsers say of an answer that is none of AWS (a proxy's, an empty one).
+    """
+    if not isinstance(exception, AWS_ERRORS):
+        raise botocore.exceptions.ResponseStreamingError(error=exception) from exception
+
+
+def _raise_where_nothing_is_said(parsed, model, **kwargs):
+    """To botocore, an answer that is no JSON, or breaks off (before urllib3 2), is one without any field."""
+    if model.output_shape.members and parsed.keys() == {'ResponseMetadata'}:
+        raise botocore.exceptions.ResponseStreamingError(error='an answer that says nothing')
 
 
 def getStackOutputs(session=None):

@@ -101,6 +101,36 @@ def test_object_that_is_damaged_on_its_way_is_read_again(tmp_path, monkeypatch):
         assert channel.fetch('object', hashlib.sha256(data).hexdigest()) == data
 
 
+def http_answer(status, body=b'', length=None):
+    head = 'HTTP/1.1 {}\r\nContent-Length: {}\r\n\r\n'.format(status, length or len(body))
+    return head.encode() + body
+
+
+@pytest.mark.parametrize('service, ask, answer', [
+    # botocore says in words of its own, or not at all, what is wrong with these.
+    ('s3', lambda s3: s3.get_object(Bucket='bucket', Key='key'), http_answer('503 Slow Down', b'<Error><Code>Slo', 99)),
+    ('cloudformation', lambda stacks: stacks.describe_stacks(), http_answer('502 Bad Gateway', b'<HTML><p>')),
+    ('cloudformation', lambda stacks: stacks.describe_stacks(), http_answer('408 Request Timeout')),
+    ('sts', lambda sts: sts.get_caller_identity(), http_answer('403 Forbidden', b'<!DOCTYPE html><p>')),
+    ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('200 OK', b'<html>')),
+    ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('503 Service Unavailable', b'"busy"')),
+    # Nobody has given these a code.
+    ('sqs', lambda sqs: sqs.receive_message(QueueUrl='http://queue'), http_answer('408 Request Timeout')),
+    ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('429 Too Many Requests', b'{"message": ""}'))])
+def test_answer_that_is_none_of_AWS_is_an_error_that_passes(service, ask, answer, monkeypatch):
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(2**16)
+            self.request.sendall(answer)
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:{}'.format(server.server_address[1]))
+        with pytest.raises(rios_awsbatch.AWS_ERRORS) as caught:
+            ask(rios_awsbatch.make_client(service, attempts=1))
+        server.shutdown()
+    assert rios_awsbatch.is_temporary(caught.value)
+
+
 def test_objects_that_S3_does_not_delete_are_told(tmp_path):
     """It says so of each, in an answer that is none of an error."""
     with another_aws(tmp_path) as env:
