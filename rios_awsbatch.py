@@ -176,7 +176,7 @@ _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError', 'RequestTimeout',
         'RequestTimeoutException', 'PriorRequestNotComplete'}
 _UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
-            'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure'}
+            'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure', 'InvalidToken'}
 DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
           'AWS.SimpleQueueService.AccessDenied'}
 _WRONG = {'ParamValidationError', 'ValidationError', 'UnknownServiceError', 'InvalidRegionError'}
@@ -245,12 +245,13 @@ def user_may_mend(error):
     """
     Whether an error of botocore that is not temporary passes when the user logs in again or sets the clock.
     There are ever more ways to log in, and each has errors of its own; so all are taken for that but those
-    that cannot pass: a user or a permission that is not there, and a wrong request.
+    that cannot pass: a permission that is not there, and a wrong request. A user whom AWS does not know is
+    none of them: new keys and an old session token are one, until the user has written down the new one.
     """
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode')
-        return is_one_of(error, _EXPIRED | _CLOCK) or (
-            status in (401, 403) and not is_one_of(error, _UNKNOWN | DENIED))
+        return is_one_of(error, _EXPIRED | _CLOCK | _UNKNOWN) or (
+            status in (401, 403) and not is_one_of(error, DENIED))
     return not is_one_of(error, _WRONG)
 
 

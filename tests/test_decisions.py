@@ -127,9 +127,11 @@ def answer(code, status, message=''):
     (answer('RequestTimeTooSkewed', 403), 'when mended', 'clock'),
     (answer('SignatureDoesNotMatch', 403, 'Signature expired: 1 is now earlier than 2'), 'when mended', 'clock'),
     (answer('InvalidSignatureException', 400, 'Signature not yet current: 2 is still later than 1'), 'when mended', 'clock'),
+    # A login that is half changed.
+    (answer('InvalidClientTokenId', 403), 'when mended', 'does not accept your credentials'),
+    (answer('InvalidToken', 400), 'when mended', 'does not accept your credentials'),       # of S3
+    (answer('SignatureDoesNotMatch', 403, 'The request signature we calculated'), 'when mended', 'not accept'),
     # What cannot pass.
-    (answer('InvalidClientTokenId', 403), 'never', 'does not accept your credentials'),
-    (answer('SignatureDoesNotMatch', 403, 'The request signature we calculated does not match'), 'never', 'not accept'),
     (answer('AccessDenied', 403), 'never', 'does not allow'),
     (answer('NoSuchBucket', 404), 'never', 'make the stack anew'),
     (answer('InvalidParameterValue', 400), 'never', ''),

@@ -582,6 +582,37 @@ def test_login_and_clock_that_pass_in_mid_run_are_waited_for(tmp_path, aws):
         process.kill()
 
 
+def test_login_that_is_half_changed_is_waited_for(tmp_path, aws):
+    """New keys and an old session token, for instance: "aws configure" asks for the keys alone."""
+    def log_in(key):
+        (tmp_path / 'new').write_text('[default]\naws_access_key_id = {}\naws_secret_access_key = local\n'.format(key))
+        (tmp_path / 'new').replace(tmp_path / 'credentials')
+    log_in(aws['AWS_ACCESS_KEY_ID'])
+    process = run_main(tmp_path, dict(aws, AWS_ACCESS_KEY_ID='', AWS_SECRET_ACCESS_KEY='', AWS_SHARED_CREDENTIALS_FILE=str(
+        tmp_path / 'credentials')), '''
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            executor.wait_for_workers()
+            print('going', flush=True)
+            futures = [executor.submit(time.sleep, 0.1) for x in range(100)]
+            assert [future.result() for future in futures] == [None] * 100
+        ''')
+    lines = iter(process.stderr.readline, '')
+    try:
+        assert process.stdout.readline() == 'going\n'
+        local_aws('login', {'expired': True}, env=aws)
+        assert 'The run goes on' in next(line for line in lines if 'login has expired' in line)
+        local_aws('iam', {'enforced': True}, env=aws)
+        log_in('half')
+        local_aws('login', {}, env=aws)
+        assert 'The run goes on' in next(line for line in lines if 'does not accept your credentials' in line)
+        log_in(aws['AWS_ACCESS_KEY_ID'])
+        assert finish(process)[0] == ''
+    finally:
+        local_aws('iam', {'enforced': False}, env=aws)
+        local_aws('login', {}, env=aws)
+        process.kill()
+
+
 def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):
     process = run_main(tmp_path, aws, '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
