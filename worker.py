@@ -589,7 +589,10 @@ def guarded(work):
         status = end.code
     except BaseException as error:
         gone = rios_awsbatch.is_one_of(error, rios_awsbatch.NO_QUEUE)       # the run has ended
-        status = 0 if gone else EXIT_AGAIN if rios_awsbatch.is_temporary(error) else 1
+        # An agent of ECS that was started again has no credentials for a while.
+        again = rios_awsbatch.is_temporary(error) or rios_awsbatch.is_one_of(
+            error, {'CredentialRetrievalError'})
+        status = 0 if gone else EXIT_AGAIN if again else 1
         if isinstance(error, rios_awsbatch.AWS_ERRORS):
             error = rios_awsbatch.explain(error, 'working for a run')
         log.error('%s', error, exc_info=not isinstance(error, rios_awsbatch.AWSBatchException))

@@ -131,6 +131,16 @@ def test_answer_that_is_none_of_AWS_is_an_error_that_passes(service, ask, answer
     assert rios_awsbatch.is_temporary(caught.value)
 
 
+def test_worker_whose_host_has_no_credentials_for_a_while_is_no_sign_of_a_fault(tmp_path):
+    """For the run: an agent of ECS that is started again waits for them."""
+    settings = rios_awsbatch.JobSettings(
+        'bucket', 'in', 'out', rios_awsbatch.REGION, 'run', '00', rios_awsbatch.versions(), [], 180, 30, 3, 12, False, '')
+    env = {name: value for name, value in os.environ.items() if not name.startswith('AWS_')}
+    done = subprocess.run([sys.executable, ROOT / 'worker.py'], capture_output=True, text=True, timeout=PATIENCE, env=dict(
+        env, **settings.to_env(), HOME=str(tmp_path), AWS_CONTAINER_CREDENTIALS_FULL_URI='http://127.0.0.1:1/'))
+    assert 'container-role' in done.stderr and rios_awsbatch.was_killed({'container': {'exitCode': done.returncode}})
+
+
 def test_objects_that_S3_does_not_delete_are_told(tmp_path):
     """It says so of each, in an answer that is none of an error."""
     with another_aws(tmp_path) as env:
