@@ -174,7 +174,8 @@ _THROTTLED = {'Throttling', 'ThrottlingException', 'TooManyRequestsException', '
               'RequestThrottled', 'RequestLimitExceeded', 'RequestThrottledException'}
 _AWAY = {'HTTPClientError', 'ConnectionError'}
 _CUT = {'IncompleteReadError', 'ReadTimeoutError', 'ResponseStreamingError', 'RequestTimeout',
-        'RequestTimeoutException', 'PriorRequestNotComplete'}
+        'RequestTimeoutException', 'PriorRequestNotComplete',
+        'BadDigest', 'XAmzContentSHA256Mismatch', 'IncompleteBody'}     # what S3 says of an upload
 _UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAccessKeyId',
             'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure', 'InvalidToken'}
 DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',

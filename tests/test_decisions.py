@@ -115,6 +115,9 @@ def answer(code, status, message=''):
     (errors.IncompleteReadError(actual_bytes=1, expected_bytes=2), 'by itself', ''),
     (answer('SlowDown', 503), 'by itself', ''),
     (answer('RequestTimeout', 400), 'by itself', ''),           # of S3, when an upload is slow
+    (answer('BadDigest', 400), 'by itself', ''),                # ... or is damaged on its way
+    (answer('XAmzContentSHA256Mismatch', 400), 'by itself', ''),
+    (answer('IncompleteBody', 400), 'by itself', ''),
     (answer('Throttling', 400), 'by itself', 'more requests'),
     # A login of any kind, also of a kind that nobody here knows.
     (answer('ExpiredTokenException', 400), 'when mended', 'login has expired'),
