@@ -613,6 +613,36 @@ def test_login_that_is_half_changed_is_waited_for(tmp_path, aws):
         process.kill()
 
 
+def test_login_that_a_program_does_not_give_is_waited_for(tmp_path, aws):
+    """botocore lets through what its output is to JSON."""
+    keys = '{{"Version": 1, "AccessKeyId": "{}", "SecretAccessKey": "local"}}'.format(aws['AWS_ACCESS_KEY_ID'])
+    (tmp_path / 'keys').write_text(keys)
+    (tmp_path / 'give').write_text('cd {}; echo asked >>asked; cat keys'.format(tmp_path))
+    (tmp_path / 'config').write_text('[profile mine]\ncredential_process = sh {}\n'.format(tmp_path / 'give'))
+    env = dict(aws, AWS_ACCESS_KEY_ID='', AWS_SECRET_ACCESS_KEY='', AWS_CONFIG_FILE=str(tmp_path / 'config'),
+               AWS_PROFILE='mine')
+    process = run_main(tmp_path, env, '''
+        with rios_awsbatch.AWSBatchExecutor(2) as executor:
+            executor.wait_for_workers()
+            print('going', flush=True)
+            futures = [executor.submit(time.sleep, 0.1) for x in range(100)]
+            assert [future.result() for future in futures] == [None] * 100
+        ''')
+    try:
+        assert process.stdout.readline() == 'going\n'
+        (tmp_path / 'keys').write_text('')
+        (tmp_path / 'asked').unlink()
+        local_aws('login', {'expired': True}, env=aws)
+        wait_until(lambda: process.poll() is not None or (
+            tmp_path / 'asked').exists() and len((tmp_path / 'asked').read_text().split()) > 3)
+        (tmp_path / 'keys').write_text(keys)
+        local_aws('login', {}, env=aws)
+        assert finish(process)[0] == ''
+    finally:
+        local_aws('login', {}, env=aws)
+        process.kill()
+
+
 def test_script_with_an_expired_login_can_be_interrupted(tmp_path, aws):
     process = run_main(tmp_path, aws, '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
