@@ -141,6 +141,24 @@ def test_worker_whose_host_has_no_credentials_for_a_while_is_no_sign_of_a_fault(
     assert 'container-role' in done.stderr and rios_awsbatch.was_killed({'container': {'exitCode': done.returncode}})
 
 
+@pytest.mark.parametrize('new', ['true', 'false'])
+def test_patience_is_the_same_with_new_retries_of_botocore(new):
+    """They are the default from November 2026 on (AWS Developer Tools Blog), and wait 50 ms first instead of 1 s."""
+    done = subprocess.run([sys.executable, '-c', '''if True:
+        import random, time
+        import rios_awsbatch
+        sqs, pauses = rios_awsbatch.make_client('sqs'), []
+        random.seed(1)
+        time.sleep = pauses.append
+        try:
+            sqs.delete_queue(QueueUrl='http://queue')
+        except rios_awsbatch.AWS_ERRORS:
+            print(sum(pauses))
+        '''], env=dict(os.environ, AWS_NEW_RETRIES_2026=new, AWS_ENDPOINT_URL='http://127.0.0.1:1'), cwd=ROOT, text=True,
+        capture_output=True, timeout=PATIENCE)
+    assert 25 < float(done.stdout) < 60, done
+
+
 def test_objects_that_S3_does_not_delete_are_told(tmp_path):
     """It says so of each, in an answer that is none of an error."""
     with another_aws(tmp_path) as env:
