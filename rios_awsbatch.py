@@ -338,7 +338,9 @@ def _raise_in_words_of_botocore(exception, **kwargs):
     It lets through as it is what urllib3 says of an error of S3 that breaks off in its middle, and what its
     parsers say of an answer that is none of AWS (a proxy's, an empty one).
     """
-    if not isinstance(exception, AWS_ERRORS):
+    import botocore.parsers
+    import urllib3.exceptions
+    if isinstance(exception, (urllib3.exceptions.HTTPError, botocore.parsers.ResponseParserError)):
         raise botocore.exceptions.ResponseStreamingError(error=exception) from exception
 
 

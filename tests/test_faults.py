@@ -113,7 +113,6 @@ def http_answer(status, body=b'', length=None):
     ('cloudformation', lambda stacks: stacks.describe_stacks(), http_answer('408 Request Timeout')),
     ('sts', lambda sts: sts.get_caller_identity(), http_answer('403 Forbidden', b'<!DOCTYPE html><p>')),
     ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('200 OK', b'<html>')),
-    ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('503 Service Unavailable', b'"busy"')),
     # Nobody has given these a code.
     ('sqs', lambda sqs: sqs.receive_message(QueueUrl='http://queue'), http_answer('408 Request Timeout')),
     ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('429 Too Many Requests', b'{"message": ""}'))])
