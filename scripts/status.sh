@@ -168,7 +168,7 @@ remove_run() {
             delete_queue "$queue"
         fi
     done <"$QUEUES"
-    aws s3 rm --recursive --quiet "s3://$BUCKET/runs/$run/"
+    aws s3 rm --recursive --only-show-errors "s3://$BUCKET/runs/$run/"
     say "  Removed what was left of $run."
 }
 

@@ -389,13 +389,13 @@ def user_with_main_policy(stack):
                 AWS_SECRET_ACCESS_KEY=key['SecretAccessKey']), arn
 
 
-def user_who_may_all_but(action, stack):
-    """The keys of a user whom a policy denies one action (dict of environment variables)."""
+def user_who_may_all_but(action, stack, resource='*'):
+    """The keys of a user whom a policy denies one action on a resource (dict of environment variables)."""
     iam, name = stack.client('iam'), 'hampered-' + stack.name
     iam.create_user(UserName=name)
     iam.put_user_policy(UserName=name, PolicyName='p', PolicyDocument=json.dumps({
         'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Action': '*', 'Resource': '*'},
-                                               {'Effect': 'Deny', 'Action': action, 'Resource': '*'}]}))
+                                               {'Effect': 'Deny', 'Action': action, 'Resource': resource}]}))
     key = iam.create_access_key(UserName=name)['AccessKey']
     return {'AWS_ACCESS_KEY_ID': key['AccessKeyId'], 'AWS_SECRET_ACCESS_KEY': key['SecretAccessKey']}
 

@@ -319,3 +319,13 @@ def test_delete_stops_where_it_may_not_see_what_is_in_its_way(action, tmp_path):
         done = stack.run('delete.sh', '--yes', '--wait', env=keys)
         assert done.returncode and action in done.stderr, done.stdout + done.stderr
         assert stack.status() == 'CREATE_COMPLETE'
+
+
+def test_objects_that_cleaning_up_cannot_remove_are_told(tmp_path):
+    with another_aws(tmp_path) as env:
+        stack = Stack(env=env).create()
+        stack.client('s3').put_object(Bucket=stack.outputs()['BatchBucket'], Key='runs/20260101T000000-0abc/x')
+        keys = user_who_may_all_but('s3:DeleteObject', stack, 'arn:aws:s3:::*/runs/2*')
+        local_aws('iam', {'enforced': True}, env=env)
+        done = stack.run('status.sh', '--clean', env=keys)
+        assert done.returncode and 's3:DeleteObject' in done.stderr, done.stdout + done.stderr
