@@ -15,7 +15,8 @@ REGION=${RIOS_AWSBATCH_REGION:-${AWS_REGION:-${AWS_DEFAULT_REGION:-ap-southeast-
 # shellcheck disable=SC2034  # used by the scripts
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$PATH:$ROOT/.venv/bin
-export AWS_PAGER='' AWS_DEFAULT_OUTPUT=text
+# Version 2 of the command line would add lines to its errors, and ask back, where somebody has it do so.
+export AWS_PAGER='' AWS_DEFAULT_OUTPUT=text AWS_CLI_ERROR_FORMAT=legacy AWS_CLI_AUTO_PROMPT=off
 
 # The description of batch.yaml starts with this: it tells our stacks from any other, in whatever state they are.
 STACK_MARK='rios_awsbatch:'
@@ -117,9 +118,11 @@ aws_error() {
     esac
 }
 
-# The message alone: without "An error occurred (Code) when calling the Name operation: ".
+# The message alone: without "An error occurred (Code) when calling the Name operation (reached max retries: 4): ", or what
+# version 2 has before any other error.
 aws_error_text() {
-    sed -n -e 's/^.*when calling the [A-Za-z]* operation[^:]*: //' -e '/[^[:space:]]/p' <<<"$1" | tail -n 1
+    sed -n -e 's/^.*when calling the [A-Za-z0-9]* operation\( ([^)]*)\)*: //' -e 's/^aws: \[ERROR\]: //' \
+        -e '/[^[:space:]]/p' <<<"$1" | tail -n 1
 }
 
 # describe_stack: sets STACK_STATUS (NONE where there is no such stack), STACK_ID, STACK_DESCRIPTION, and

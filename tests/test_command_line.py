@@ -40,7 +40,8 @@ def test_scripts_work_with_version_2_of_the_command_line(version_2, tmp_path):
     stack = Stack()
 
     def script(*words):
-        return run(*words, env=stack.env, path=version_2, folder=tmp_path)
+        # As somebody who has it ask back at a terminal.
+        return run(*words, env=dict(stack.env, AWS_CLI_AUTO_PROMPT='on'), path=version_2, folder=tmp_path)
     assert 'aws-cli/2.' in subprocess.run([version_2 / 'aws', '--version'], stdout=subprocess.PIPE, text=True).stdout
     succeeds(script('create.sh', '--servicename', stack.service, '--maxjobs', 3, '--wait'), 'is ready')
     succeeds(script('modify.sh', '--maxjobs', 4, '--wait'), 'is changed')

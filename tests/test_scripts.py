@@ -157,10 +157,24 @@ def test_expired_login_is_one_sentence(script, docker):
      'User: arn:aws:iam::1:user/me is not authorized to perform: cloudformation:DescribeStacks on '
      'resource: x because no identity-based policy allows it',
      'lacks a permission.*cloudformation:DescribeStacks'),
-    (400, 'Throttling', 'Rate exceeded', 'fewer requests just now')])
+    (400, 'Throttling', 'Rate exceeded', 'fewer requests just now'),
+    (500, 'InternalFailure', 'Odd: so it is', '^status.sh: Odd: so it is\n$')])
 def test_refusal_of_aws_is_one_sentence(status, code, message, said):
     with refusing_aws(status, code, message) as (_, env):
         refuses(run('status.sh', env=env), said)
+
+
+def test_error_of_the_newest_version_2_is_its_message_alone(tmp_path):
+    """As 2.34.0 writes it, unless it is told to write as before."""
+    aws = tmp_path / 'aws'
+    aws.write_text("""#!/bin/sh
+exec >&2
+echo 'aws: [ERROR]: An error occurred (ValidationError) when calling the DescribeStacks operation: So it is'
+[ "$AWS_CLI_ERROR_FORMAT" = legacy ] || printf '\\nAdditional error details:\\nType: Sender\\n'
+exit 254
+""")
+    aws.chmod(0o755)
+    refuses(run('status.sh', path=tmp_path), '^status.sh: So it is\n$')
 
 
 NO_CREDENTIALS = {'AWS_ACCESS_KEY_ID': None, 'AWS_SECRET_ACCESS_KEY': None}
