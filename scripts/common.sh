@@ -188,7 +188,11 @@ explain_failure() {
     IFS=$'\t' read -r name type reason < <(
         aws cloudformation describe-stack-events --stack-name "$STACK_ID" --output text \
             --query 'StackEvents[].[EventId, ResourceStatus, LogicalResourceId, ResourceType, ResourceStatusReason]' |
-            awk -F '\t' -v since="$1" '$1 == since { exit } $2 ~ /_FAILED$/ { line = $3 "\t" $4 "\t" $5 } END { print line }'
+            awk -F '\t' -v since="$1" '
+                # To the end: of a pipe that nobody reads any more, the command line complains.
+                $1 == since { over = 1 }
+                !over && $2 ~ /_FAILED$/ { line = $3 "\t" $4 "\t" $5 }
+                END { print line }'
     ) || true
     if [[ -n ${name:-} ]]; then
         # AWS wraps it: Resource handler returned message: "..." (RequestToken: ..., HandlerErrorCode: ...)
@@ -209,10 +213,11 @@ wait_for_stack() {
         case $ERROR in
             *'Max attempts exceeded'*)
                 die "CloudFormation has not finished within an hour. scripts/status.sh tells how stack '$STACK' is doing." ;;
-            *Waiter*failed*)
+            *'terminal failure state'*)
                 die "could not $1 stack '$STACK': $(explain_failure "$2")." ;;
+            # It is the question that failed: an expired login, no network.
             *)
-                die "$(aws_error <<<"$ERROR")" ;;
+                die "$(aws_error <<<"$ERROR") CloudFormation goes on meanwhile; scripts/status.sh tells how stack '$STACK' is doing." ;;
         esac
     fi
 }

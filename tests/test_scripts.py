@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -105,29 +106,27 @@ def test_scripts_for_aws_have_nothing_that_the_bash_of_macos_lacks(script):
 # As a new user
 # ---------------------------------------------------------------------------------------------
 
-class Refuser(http.server.BaseHTTPRequestHandler):
-    """An AWS that answers every request with one error, as CloudFormation writes it."""
+class Answerer(http.server.BaseHTTPRequestHandler):
+    """An AWS that answers each request with what a function makes of it, as CloudFormation writes it."""
     def do_POST(self):
-        self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        request = self.rfile.read(int(self.headers.get('Content-Length') or 0)).decode()
         self.server.asked += 1
-        body = ('<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error>'
-                '<Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error><RequestId>1</RequestId>'
-                '</ErrorResponse>').format(*self.server.error[1:]).encode()
-        self.send_response(self.server.error[0])
+        status, body = self.server.answer(dict(urllib.parse.parse_qsl(request)))
+        self.send_response(status)
         self.send_header('Content-Type', 'text/xml')
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body.encode())
 
     def log_message(self, *args):
         pass
 
 
 @contextlib.contextmanager
-def refusing_aws(status, code, message):
-    """Its AWS_ENDPOINT_URL and how often it was asked."""
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Refuser)
-    server.error, server.asked = (status, code, message), 0
+def answering_aws(answer):
+    """It, and its AWS_ENDPOINT_URL; it knows how often it was asked."""
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Answerer)
+    server.answer, server.asked = answer, 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server, {'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(server.server_port),
@@ -135,6 +134,16 @@ def refusing_aws(status, code, message):
     finally:
         server.shutdown()
         server.server_close()
+
+
+CFN = 'xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"'
+
+
+def refusing_aws(status, code, message):
+    """An AWS that answers every request with one error."""
+    return answering_aws(lambda _: (status, (
+        '<ErrorResponse {}><Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error>'
+        '<RequestId>1</RequestId></ErrorResponse>').format(CFN, code, message)))
 
 
 @pytest.mark.parametrize('script', ON_AWS)
@@ -175,6 +184,39 @@ exit 254
 """)
     aws.chmod(0o755)
     refuses(run('status.sh', path=tmp_path), '^status.sh: So it is\n$')
+
+
+def test_login_that_expires_while_cloudformation_works_is_no_failure_of_the_stack():
+    with refusing_aws(403, 'ExpiredToken', 'The security token included in the request is expired') as (_, env):
+        done = subprocess.run(['bash', '-c', 'set -e; . scripts/common.sh; STACK_ID=x; wait_for_stack update e'],
+                              cwd=ROOT, env=dict(os.environ, **env), text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 1 and re.search('login has expired.*goes on meanwhile', done.stdout), done.stdout
+
+
+def test_stack_with_a_long_history_says_why_it_failed_and_nothing_else():
+    """CloudFormation keeps all events, a hundred to a page."""
+    def event(number, kind, status, reason):
+        return ('<member><EventId>{0}</EventId><StackId>x</StackId><StackName>x</StackName><Timestamp>{1}</Timestamp>'
+                '<LogicalResourceId>R{0}</LogicalResourceId><ResourceType>AWS::{2}</ResourceType>'
+                '<ResourceStatus>{3}</ResourceStatus><ResourceStatusReason>{4}</ResourceStatusReason></member>').format(
+                    number, date, kind, status, reason)
+    date = '2026-01-01T00:00:00Z'
+    stack = ('<Stacks><member><StackId>x</StackId><StackName>x</StackName><Description>rios_awsbatch:</Description>'
+             '<CreationTime>{}</CreationTime><StackStatus>DELETE_FAILED</StackStatus></member></Stacks>').format(date)
+    events = [event(0, 'S3::Bucket', 'DELETE_FAILED', 'not empty'),
+              event(1, 'CloudFormation::Stack', 'DELETE_IN_PROGRESS', ''),
+              *(event(number, 'S3::Bucket', 'CREATE_FAILED', 'long ago ' * 50) for number in range(2, 600))]
+
+    def answer(query):
+        name, first = query['Action'], int(query.get('NextToken', 0))
+        result = stack if name == 'DescribeStacks' else '<StackEvents>{}</StackEvents>'.format(
+            ''.join(events[first:first + 100]))
+        if name != 'DescribeStacks' and first + 100 < len(events):
+            result += '<NextToken>{}</NextToken>'.format(first + 100)
+        return 200, '<{0}Response {1}><{0}Result>{2}</{0}Result></{0}Response>'.format(name, CFN, result)
+    with answering_aws(answer) as (_, env):
+        succeeds(run('status.sh', env=env), r'first resource that failed was R0 \(AWS::S3::Bucket\): not empty\n')
 
 
 NO_CREDENTIALS = {'AWS_ACCESS_KEY_ID': None, 'AWS_SECRET_ACCESS_KEY': None}
