@@ -175,10 +175,11 @@ stack_output() {
     printf '%s\n' "$value"
 }
 
-# last_event: the newest event of the stack, for wait_for_stack.
-last_event() {
-    aws cloudformation describe-stack-events --stack-name "$STACK_ID" --no-paginate \
-        --query 'StackEvents[0].EventId' --output text
+# The event with which the last change or deletion began; nothing where there was none since the stack was created.
+last_change() {
+    aws cloudformation describe-stack-events --stack-name "$STACK_ID" --output json --query "StackEvents[?ResourceType==\
+        'AWS::CloudFormation::Stack' && contains(['UPDATE_IN_PROGRESS', 'DELETE_IN_PROGRESS'], ResourceStatus)] | [0].EventId" |
+        tr -d '"' | grep -v null || true
 }
 
 # explain_failure EVENT: the first resource that failed after that event (from the beginning if empty), and why.
@@ -205,16 +206,18 @@ explain_failure() {
     fi
 }
 
-# wait_for_stack create|update|delete EVENT: until that is done. Where it fails, says why and ends the script; EVENT
-# is the last one before it began, empty for a new stack.
+# wait_for_stack create|update|delete: until that is done. Where it fails, says why and ends the script.
 wait_for_stack() {
+    local since=''
     say "Waiting for CloudFormation. This takes a few minutes."
     if ! try_aws cloudformation wait "stack-$1-complete" --stack-name "$STACK_ID"; then
         case $ERROR in
             *'Max attempts exceeded'*)
                 die "CloudFormation has not finished within an hour. scripts/status.sh tells how stack '$STACK' is doing." ;;
             *'terminal failure state'*)
-                die "could not $1 stack '$STACK': $(explain_failure "$2")." ;;
+                # A new stack that fails is deleted by itself.
+                [[ $1 == create ]] || since=$(last_change)
+                die "could not $1 stack '$STACK': $(explain_failure "$since")." ;;
             # It is the question that failed: an expired login, no network.
             *)
                 die "$(aws_error <<<"$ERROR") CloudFormation goes on meanwhile; scripts/status.sh tells how stack '$STACK' is doing." ;;

@@ -141,5 +141,5 @@ if [[ -z $WAIT ]]; then
     say "Stack '$STACK' is being created in region $REGION. It takes a few minutes; scripts/status.sh tells when it is done."
     exit
 fi
-wait_for_stack create ''
+wait_for_stack create
 say "Stack '$STACK' is ready in region $REGION. Next: scripts/build.sh builds the image that the workers run in."

@@ -151,6 +151,21 @@ detach_policy() {
     done <<<"$ANSWER"
 }
 
+# begin: clears out what CloudFormation would not delete, then has it delete the rest.
+begin() {
+    RESOURCES=$(aws cloudformation describe-stack-resources --stack-name "$STACK" \
+        --query 'StackResources[].[LogicalResourceId, PhysicalResourceId, ResourceStatus]' --output text)
+    # The main jobs first, since they start others.
+    clear_out JobQueueMain stop_jobs
+    clear_out JobQueue stop_jobs
+    delete_queues
+    clear_out Bucket empty_bucket
+    clear_out Repository empty_repository
+    clear_out RepositoryMain empty_repository
+    clear_out MainPolicy detach_policy
+    aws cloudformation delete-stack --stack-name "$STACK_ID"
+}
+
 read_options "$@"
 check_settings
 describe_stack
@@ -159,25 +174,13 @@ if [[ $STACK_STATUS == NONE ]]; then
     exit
 fi
 require_ours
-ask
-
-RESOURCES=$(aws cloudformation describe-stack-resources --stack-name "$STACK" \
-    --query 'StackResources[].[LogicalResourceId, PhysicalResourceId, ResourceStatus]' --output text)
-BEFORE=$(last_event)
-
-# The main jobs first, since they start others.
-clear_out JobQueueMain stop_jobs
-clear_out JobQueue stop_jobs
-delete_queues
-clear_out Bucket empty_bucket
-clear_out Repository empty_repository
-clear_out RepositoryMain empty_repository
-clear_out MainPolicy detach_policy
-
-aws cloudformation delete-stack --stack-name "$STACK_ID"
+if [[ $STACK_STATUS != DELETE_IN_PROGRESS ]]; then
+    ask
+    begin
+fi
 if [[ -z $WAIT ]]; then
     say "Stack '$STACK' is being deleted in region $REGION. It takes a few minutes."
     exit
 fi
-wait_for_stack delete "$BEFORE"
+wait_for_stack delete
 say "Stack '$STACK' is gone from region $REGION."

@@ -122,7 +122,6 @@ refuse_zones_of_running_jobs
 work_out_computers
 
 say_of_jobs
-BEFORE=$(last_event)
 if ! try_aws cloudformation update-stack --stack-name "$STACK" --template-body "file://$TEMPLATE" \
         --parameters "$(parameters_json "$(cut -f 1 <<<"$CURRENT" | tr '\n' ' ')")" \
         --capabilities CAPABILITY_IAM; then
@@ -134,5 +133,5 @@ if [[ -z $WAIT ]]; then
     say "Stack '$STACK' is being changed. It takes a few minutes; scripts/status.sh tells when it is done."
     exit
 fi
-wait_for_stack update "$BEFORE"
+wait_for_stack update
 say "Stack '$STACK' is changed."

@@ -45,13 +45,6 @@ show_stack() {
     awk -F '\t' '$2 != "" { printf "  %-38s %s\n", $1, $2 }' <<<"$STACK_OUTPUTS"
 }
 
-# The event with which the last change or deletion began; nothing where there was none since the stack was created.
-last_change() {
-    aws cloudformation describe-stack-events --stack-name "$STACK_ID" --output json --query "StackEvents[?ResourceType==\
-        'AWS::CloudFormation::Stack' && contains(['UPDATE_IN_PROGRESS', 'DELETE_IN_PROGRESS'], ResourceStatus)] | [0].EventId" |
-        tr -d '"' | grep -v null || true
-}
-
 show_images() {
     say
     say Images

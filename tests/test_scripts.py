@@ -188,7 +188,7 @@ exit 254
 
 def test_login_that_expires_while_cloudformation_works_is_no_failure_of_the_stack():
     with refusing_aws(403, 'ExpiredToken', 'The security token included in the request is expired') as (_, env):
-        done = subprocess.run(['bash', '-c', 'set -e; . scripts/common.sh; STACK_ID=x; wait_for_stack update e'],
+        done = subprocess.run(['bash', '-c', 'set -e; . scripts/common.sh; STACK_ID=x; wait_for_stack update'],
                               cwd=ROOT, env=dict(os.environ, **env), text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 1 and re.search('login has expired.*goes on meanwhile', done.stdout), done.stdout
@@ -296,6 +296,11 @@ def test_deleting_a_missing_stack_succeeds():
     succeeds(run('delete.sh', '--stackname', 'NoSuch'), "no stack 'NoSuch' .*nothing to delete")
 
 
+def set_status(stack, status):
+    urllib.request.urlopen(stack.endpoint + '/_local/stack', json.dumps(
+        {'region': REGION, 'name': stack.name, 'status': status}).encode(), timeout=30).close()
+
+
 @pytest.mark.parametrize('status, script, said', [
     ('CREATE_IN_PROGRESS', 'submit.sh', 'still being created'),
     ('DELETE_IN_PROGRESS', 'create.sh', 'is being deleted'),
@@ -304,10 +309,18 @@ def test_deleting_a_missing_stack_succeeds():
     *[(status, 'modify.sh', 'just being changed') for status in (
         'UPDATE_IN_PROGRESS', 'UPDATE_COMPLETE_CLEANUP_IN_PROGRESS', 'UPDATE_ROLLBACK_IN_PROGRESS')]])
 def test_stack_in_an_odd_state_is_one_sentence(status, script, said, stack):
-    urllib.request.urlopen(stack.endpoint + '/_local/stack', json.dumps(
-        {'region': REGION, 'name': stack.name, 'status': status}).encode(), timeout=30).close()
+    set_status(stack, status)
     refuses(stack.run(script), said)
     assert stack.status() == status
+
+
+def test_deleting_a_stack_that_is_being_deleted_leaves_that_to_go_on(stack):
+    def queue():
+        name = stack.outputs()['BatchProcessingJobQueueName']
+        return stack.client('batch').describe_job_queues(jobQueues=[name])['jobQueues'][0]['state']
+    set_status(stack, 'DELETE_IN_PROGRESS')
+    succeeds(stack.run('delete.sh'), 'is being deleted in region')
+    assert (stack.status(), queue()) == ('DELETE_IN_PROGRESS', 'ENABLED')
 
 
 def test_demo_that_cannot_be_set_up_leaves_no_folder(tmp_path):
