@@ -196,7 +196,8 @@ check_engine() {
     error=$("${ENGINE[@]}" info 2>&1 >/dev/null) || case $error in
         *'permission denied'*)
             die "you may not use '${ENGINE[*]}' on this computer. Use DOCKER='sudo docker', or have yourself added to the group 'docker' and log in again." ;;
-        *'Docker daemon'* | *'docker daemon'*)
+        # As Docker says it before and since version 29.
+        *'Docker daemon'* | *'docker daemon'* | *'docker API'*)
             die "Docker is installed but not running. Start it (Docker Desktop, or 'sudo systemctl start docker') and repeat the command." ;;
         *)
             die "'${ENGINE[*]} info' fails, so it cannot build: $(tail -n 1 <<<"$error")" ;;

@@ -264,6 +264,8 @@ def test_missing_command_line_says_how_to_get_it(script, tmp_path, docker):
     (None, "'no-such-docker' is not installed. Install Docker"),
     ('ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon up?',
      'installed but not running. Start it'),
+    ('ERROR: failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is correct and if the '
+     'daemon is running: dial unix /var/run/docker.sock: connect: no such file or directory', 'installed but not running'),
     ('permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock',
      "DOCKER='sudo docker'")])
 def test_build_without_a_docker_that_works_is_one_sentence(fails, said, docker):
