@@ -81,13 +81,10 @@ try_aws() {
 }
 
 aws_command() {
-    local -a command
-    command=("$(type -P aws)") ||
+    type -P aws >/dev/null ||
         { echo 'NoCommandLine' >&2; return 1; }
-    # Where the folder's name has a space, this one cannot start by itself.
-    [[ ${command[0]} != "$ROOT/.venv/bin/aws" ]] || command=("$ROOT/.venv/bin/python" -m awscli)
     # Version 1 of the command line overlooks AWS_ENDPOINT_URL for SQS.
-    "${command[@]}" --region "$REGION" ${AWS_ENDPOINT_URL:+--endpoint-url="$AWS_ENDPOINT_URL"} "$@"
+    command aws --region "$REGION" ${AWS_ENDPOINT_URL:+--endpoint-url="$AWS_ENDPOINT_URL"} "$@"
 }
 
 # One sentence for a scientist, out of what the aws command line wrote to standard error.

@@ -139,8 +139,15 @@ install_extra() {
         quietly "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install \
             --no-compile --prefer-binary --constraint "$constraint" --editable ".[$1]"
     ) || die "pip could not install the packages. Is there a network?"
+    mend_aws
     has_gdal "$VENV/bin/python" ||
         die "GDAL no longer works in .venv after the packages were installed: see $VENV/bin/pip list."
+}
+
+# As pip installs it, the aws command cannot start where the name of this folder has a space.
+mend_aws() {
+    # shellcheck disable=SC2016  # for the command itself
+    [[ $VENV != *' '* ]] || printf '#!/bin/sh\nexec "${0%%/*}/python" -m awscli "$@"\n' >"$VENV/bin/aws"
 }
 
 # Runs a command; what it prints is shown only where it fails.
