@@ -96,7 +96,7 @@ aws_error() {
             echo "the AWS command line is not installed. Run 'pip install awscli', or see https://aws.amazon.com/cli/." ;;
         *'Unable to locate credentials'* | *NoCredentials* | *'Partial credentials'*)
             echo "no AWS credentials were found. Run 'aws configure' (or 'aws login', 'aws sso login'), or set AWS_PROFILE." ;;
-        *ExpiredToken* | *RequestExpired* | *'token has expired'* | *'Token has expired'* | *'SSO session'*expired* | *'session has expired'* | *'Error loading SSO Token'*)
+        *ExpiredToken* | *RequestExpired* | *'token has expired'* | *'Token has expired'* | *'SSO session'*expired* | *'session has expired'* | *'Error loading SSO Token'* | *[Rr]eauthenticate*)
             echo "your AWS login has expired. Log in again, for instance with 'aws login' or 'aws sso login', and repeat the command." ;;
         *'config profile'*'could not be found'*)
             echo "AWS_PROFILE names a profile that 'aws configure list-profiles' does not show." ;;
@@ -106,7 +106,7 @@ aws_error() {
             echo "AWS does not accept your credentials in region $REGION. Check them with 'aws sts get-caller-identity'; a region may also have to be enabled for your account first." ;;
         *'Could not connect to the endpoint'* | *'Failed to connect'* | *'timeout on endpoint'* | *'Connection was closed'* | *'Failed to resolve'* | *'SSL validation failed'* | *'proxy URL'*)
             echo "AWS cannot be reached in region '$REGION'. Check that this is a region's name, and that this computer has a network." ;;
-        *AccessDenied* | *UnauthorizedOperation* | *'not authorized to perform'*)
+        *AccessDenied* | *ForbiddenException* | *UnauthorizedOperation* | *'not authorized to perform'*)
             echo "your AWS user lacks a permission. Ask whoever runs your account for it: $(aws_error_text "$text")" ;;
         *Throttling* | *'Rate exceeded'* | *TooManyRequests*)
             echo "AWS asks for fewer requests just now. Repeat the command in a minute." ;;

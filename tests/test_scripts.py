@@ -173,17 +173,23 @@ def test_refusal_of_aws_is_one_sentence(status, code, message, said):
         refuses(run('status.sh', env=env), said)
 
 
-def test_error_of_the_newest_version_2_is_its_message_alone(tmp_path):
+@pytest.mark.parametrize('error, said', [
+    ('An error occurred (ValidationError) when calling the DescribeStacks operation: So it is', '^status.sh: So it is\n$'),
+    ("Error loading login session token: Unable to load a existing login session for session x, Please reauthenticate with "
+     "'aws login'.", 'login has expired'),
+    ('An error occurred (ForbiddenException) when calling the GetRoleCredentials operation: No access',
+     'lacks a permission.*: No access')])
+def test_error_of_the_newest_version_2_is_one_sentence(error, said, tmp_path):
     """As 2.34.0 writes it, unless it is told to write as before."""
     aws = tmp_path / 'aws'
     aws.write_text("""#!/bin/sh
 exec >&2
-echo 'aws: [ERROR]: An error occurred (ValidationError) when calling the DescribeStacks operation: So it is'
+echo "aws: [ERROR]: {}"
 [ "$AWS_CLI_ERROR_FORMAT" = legacy ] || printf '\\nAdditional error details:\\nType: Sender\\n'
 exit 254
-""")
+""".format(error))
     aws.chmod(0o755)
-    refuses(run('status.sh', path=tmp_path), '^status.sh: So it is\n$')
+    refuses(run('status.sh', path=tmp_path), said)
 
 
 def test_login_that_expires_while_cloudformation_works_is_no_failure_of_the_stack():
