@@ -180,7 +180,8 @@ _UNKNOWN = {'InvalidClientTokenId', 'UnrecognizedClientException', 'InvalidAcces
             'SignatureDoesNotMatch', 'InvalidSignatureException', 'AuthFailure', 'InvalidToken'}
 DENIED = {'AccessDenied', 'AccessDeniedException', 'UnauthorizedOperation', 'AuthorizationError',
           'AWS.SimpleQueueService.AccessDenied'}
-_WRONG = {'ParamValidationError', 'ValidationError', 'UnknownServiceError', 'InvalidRegionError'}
+_WRONG = {'ParamValidationError', 'ValidationError', 'UnknownServiceError', 'InvalidRegionError',
+          'MissingDependencyException'}
 NO_QUEUE = {'AWS.SimpleQueueService.NonExistentQueue', 'QueueDoesNotExist'}
 NO_OBJECT = {'NoSuchKey', '404', 'NotFound', 'AccessDenied', '403', 'Forbidden'}  # or not to be seen
 # Where botocore reads keys, which may be others by now.
@@ -194,6 +195,8 @@ _MEANINGS = (
             'its session serves here, too.'),
     (_CLOCK, 'The clock of this computer is wrong, so AWS refuses its requests ({}). Set it.'),
     (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
+    ({'MissingDependencyException'}, 'This way to log in needs one more package: run "' + sys.executable +
+     '" -m pip install "botocore[crt]" ({})'),
     ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
     (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN + ' Or region "' + REGION +
                '" has first to be enabled for your account.'),

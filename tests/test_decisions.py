@@ -135,6 +135,7 @@ def answer(code, status, message=''):
     (answer('InvalidToken', 400), 'when mended', 'does not accept your credentials'),       # of S3
     (answer('SignatureDoesNotMatch', 403, 'The request signature we calculated'), 'when mended', 'not accept'),
     # What cannot pass.
+    (errors.MissingDependencyException(msg='aws login'), 'never', 'python.*-m pip install "botocore.crt."'),
     (answer('AccessDenied', 403), 'never', 'does not allow'),
     (answer('NoSuchBucket', 404), 'never', 'make the stack anew'),
     (answer('InvalidParameterValue', 400), 'never', ''),
