@@ -1662,10 +1662,10 @@ class _Calls:
         """Whether it was outstanding until now."""
         return self.outstanding.pop(call.id, None) is not None
 
-    def settle(self, call, result=None, error=None, worker=None):
-        """Give a future its result or exception; False where somebody else has."""
+    def settle(self, call, result=None, error=None, worker=None, note=None):
+        """Give a future its result or exception, unless somebody else has, and write it down by `note`."""
         if not call.claim():
-            return False
+            return
         if worker is not None:
             self.answers.append(worker)
         try:
@@ -1675,11 +1675,12 @@ class _Calls:
                 call.set_result(result)
         except SystemExit:                  # Python logs what else a callback raises
             log.exception('A callback of %s failed', call.label)
-        finally:                            # not before, so that no run ends in the middle of a callback
+        finally:            # not before, so that no run ends in the middle of a callback, or without the note
+            if note:
+                note()
             self.remove(call)
             call.message = None
             self.settled()
-        return True
 
     def settle_all(self, broken):
         """Nobody will answer those that are left: they fail for a reason (str), or are cancelled (None)."""
@@ -1946,11 +1947,10 @@ class _Inbox:
         result, error = opened
         if answer.computed and answer.started:
             self.calls.seconds.append(answer.computed - answer.started)
-        if self.calls.settle(call, result, error, answer.worker):
-            self.run.report.note(
-                'block', label=call.label, bytes_in=call.bytes, bytes_out=received.header['bytes'],
-                error=error and describe(error)[:300], queued=call.submitted_at, sent=call.sent_at,
-                collected=time.time(), **times)
+        self.calls.settle(call, result, error, answer.worker, lambda: self.run.report.note(
+            'block', label=call.label, bytes_in=call.bytes, bytes_out=received.header['bytes'],
+            error=error and describe(error)[:300], queued=call.submitted_at, sent=call.sent_at,
+            collected=time.time(), **times))
         self._delete_later(call.object, received.object)
         return None
 

@@ -186,6 +186,21 @@ def test_killed_main_script_has_its_report(tmp_path):
     assert len(list((tmp_path / 'report').glob('*.png'))) == 1
 
 
+def test_report_has_all_blocks_when_its_run_has_ended(tmp_path, monkeypatch):
+    """Though the disk is slow."""
+    note = rios_awsbatch._Report.note
+
+    def slowly(report, kind, **record):
+        time.sleep(kind == 'block')
+        note(report, kind, **record)
+    monkeypatch.setattr(rios_awsbatch._Report, 'note', slowly)
+    monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path))
+    with rios_awsbatch.AWSBatchExecutor(1) as executor:
+        assert executor.submit(pow, 2, 5).result(PATIENCE) == 32
+    kinds = [record['is'] for record in read(tmp_path)]
+    assert kinds[-1] == 'end' and kinds.count('block') == 1
+
+
 def test_each_run_has_its_report_and_the_newest_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path / 'new' / 'folder'))
     runs = []
