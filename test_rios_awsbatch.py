@@ -256,11 +256,12 @@ def test_workers_that_cannot_start_fail_every_future(changed, said):
                 executor.submit(square, 3).result(PATIENCE)
 
 
-def test_missing_job_definition_starts_nothing():
-    queues = client('sqs').list_queues().get('QueueUrls', [])
+def test_missing_job_definition_starts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv('RIOS_AWSBATCH_REPORT', str(tmp_path))
     with pytest.raises(rios_awsbatch.AWSBatchException, match='nosuch'):
         rios_awsbatch.AWSBatchExecutor(2, job_definition='nosuch')
-    assert not [url for url in client('sqs').list_queues().get('QueueUrls', []) if url not in queues and 'nosuch' in url]
+    report, = tmp_path.iterdir()
+    assert left_of(report.stem) == []
 
 
 def test_idle_workers_stop_and_start_again_when_needed():
