@@ -56,15 +56,19 @@ def test_start_time_out_is_not_for_workers_that_compute(tmp_path, aws):
 
 
 @pytest.mark.slow
-def test_start_time_out_is_not_for_a_worker_whose_instance_was_taken_away(tmp_path, aws):
+def test_start_time_out_is_not_for_a_worker_whose_instance_was_taken_away(tmp_path, shared, aws):
     """The only one, later than that after the job was submitted; there is no other instance for some seconds."""
     local_aws('lag', {}, env=aws)
     process = run_main(tmp_path, dict(aws, RIOS_AWSBATCH_START_TIMEOUT=str(START_SECONDS)), '''
         with rios_awsbatch.AWSBatchExecutor(1) as executor:
             executor.submit(time.sleep, {} + 1).result()
             print('late', flush=True)
-            print(executor.submit(lambda: (time.sleep(3), 7)[1]).result())
-        '''.format(START_SECONDS))
+            def tile():
+                while not os.path.exists({!r}):
+                    time.sleep(0.05)
+                return 7
+            print(executor.submit(tile).result())
+        '''.format(START_SECONDS, str(shared / 'go')))
     if process.stdout.readline() != 'late\n':
         pytest.fail(process.communicate()[1])
     local_aws('quota', {'vcpus': 0}, env=aws)
@@ -73,4 +77,5 @@ def test_start_time_out_is_not_for_a_worker_whose_instance_was_taken_away(tmp_pa
     wait_until(lambda: not local_aws('jobs', env=aws)['jobs'])
     time.sleep(6)       # until Batch has said so, and the main script has looked
     local_aws('quota', {}, env=aws)
+    (shared / 'go').touch()
     assert finish(process)[0] == '7\n'
