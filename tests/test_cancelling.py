@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import sys
+import threading
 import time
 
 import cloudpickle
@@ -27,8 +28,10 @@ def messages(run):
     return sum(map(int, sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)['Attributes'].values()))
 
 
-def test_cancelled_tail_is_not_computed_and_wanted_calls_keep_their_place(shared):
+def test_cancelled_tail_is_not_computed_and_wanted_calls_keep_their_place(shared, monkeypatch):
     """Of 60 calls the last 50 are cancelled, while both workers are busy with the first two."""
+    monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 60)        # none is begun twice, however slow a worker is
+
     def tile(x):
         with (shared / 'begun').open('a') as file:
             file.write('{}\n'.format(x))
@@ -59,12 +62,15 @@ def test_cancelled_tail_is_not_computed_and_wanted_calls_keep_their_place(shared
     assert len(order) == 20 and max(late) < 6, order
 
 
-@pytest.mark.slow
-def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
+def test_call_that_is_wanted_survives_the_cancelling_of_others(shared, monkeypatch):
     """To take cancelled calls out of the queue, the main script receives those that are wanted, too."""
     monkeypatch.setattr(rios_awsbatch, 'MAX_RECEIVES', 3)
+
+    def wait():
+        while not (shared / 'go').exists():
+            time.sleep(0.05)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
-        long = executor.submit(square, 1, 20)
+        long = executor.submit(wait)
         executor.wait_for_workers(1, PATIENCE)
         wanted = executor.submit(square, 3)
         for _ in range(6):
@@ -73,7 +79,8 @@ def test_call_that_is_wanted_survives_the_cancelling_of_others(monkeypatch):
             for future in others:
                 assert future.cancel()
             wait_until(lambda: messages(executor.run) == 2)
-        assert long.result(PATIENCE) == 1
+        (shared / 'go').touch()
+        assert long.result(PATIENCE) is None
         assert wanted.result(PATIENCE) == 9
 
 
@@ -115,16 +122,28 @@ def test_worker_does_not_begin_what_nobody_waits_for(how):
 
 
 def test_large_call_that_is_cancelled_before_its_turn_is_not_uploaded(monkeypatch):
-    """Its turn comes when one of 80 MB has been sent."""
+    """Its turn comes when another one has been sent, which takes until then."""
+    cancelled = threading.Event()
+
+    def slowly(request, **kwargs):
+        if '/call-' in request.url:
+            cancelled.wait(PATIENCE)
+
+    def made(service, *args, make=rios_awsbatch.make_client, **kwargs):
+        client = make(service, *args, **kwargs)
+        client.meta.events.register('before-send.s3.PutObject', slowly)
+        return client
+    monkeypatch.setattr(rios_awsbatch, 'make_client', made)
     monkeypatch.setattr(rios_awsbatch, 'PREPARERS', 1)
-    noise = random.Random(1).randbytes(80_000_000)
+    noise = random.Random(1).randbytes(2_000_000)
     with rios_awsbatch.AWSBatchExecutor(1) as executor:
         first = executor.submit(len, noise)
         others = [executor.submit(len, noise[:700_000 + x]) for x in range(20)]
         assert all(future.cancel() for future in others)
+        cancelled.set()
         last = executor.submit(len, noise[:800_000])
         uploaded = objects(executor.run, 'call-')
-        assert (first.result(PATIENCE), last.result(PATIENCE)) == (80_000_000, 800_000)
+        assert (first.result(PATIENCE), last.result(PATIENCE)) == (2_000_000, 800_000)
         uploaded |= objects(executor.run, 'call-')
         assert len(uploaded) <= 2
 
@@ -133,7 +152,7 @@ def test_large_call_that_is_cancelled_before_its_turn_is_not_uploaded(monkeypatc
 def test_whoever_waits_for_a_cancelled_call_is_told(how):
     """At once where the run goes on, and when it ends, in whichever way."""
     with contextlib.suppress(ZeroDivisionError), rios_awsbatch.AWSBatchExecutor(1) as executor:
-        futures = [executor.submit(square, 2, 1) for _ in range(20)]
+        futures = [executor.submit(square, 2, 1) for _ in range(60)]
         executor.wait_for_workers(1, PATIENCE)
         if how == 'cancel':
             for future in futures[1:]:
