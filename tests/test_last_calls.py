@@ -21,6 +21,12 @@ from tests.helpers import PATIENCE, assert_nothing_left, pids, processes_of, squ
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.fixture
+def hidden(monkeypatch):
+    """SQS gives a call to nobody else, however slow its worker is on a busy machine."""
+    monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 2 * PATIENCE)
+
+
 def tile(folder, x):
     """Computes x; the first that computes 3 does not end before the file `go` is there."""
     with (folder / 'begun').open('a') as file:
@@ -40,7 +46,7 @@ def begun(folder):
     return list(map(int, (folder / 'begun').read_text().split()))
 
 
-def test_call_that_crawls_is_computed_by_another_worker_when_no_other_call_waits(shared):
+def test_call_that_crawls_is_computed_by_another_worker_when_no_other_call_waits(shared, hidden):
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         executor.wait_for_workers(2, PATIENCE)
         results = list(executor.map(tile, [shared] * 40, range(40), timeout=PATIENCE))
@@ -49,7 +55,7 @@ def test_call_that_crawls_is_computed_by_another_worker_when_no_other_call_waits
     assert_nothing_left(executor.run)
 
 
-def test_call_that_must_not_run_twice_at_a_time_does_not(shared):
+def test_call_that_must_not_run_twice_at_a_time_does_not(shared, hidden):
     with rios_awsbatch.AWSBatchExecutor(2, copies=False) as executor:
         futures = [executor.submit(tile, shared, x) for x in range(8)]
         wait_until(lambda: sum(future.done() for future in futures) == 7)
@@ -60,9 +66,7 @@ def test_call_that_must_not_run_twice_at_a_time_does_not(shared):
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
-def test_worker_that_is_gone_or_stopped_does_not_hold_up_the_end(number, shared, monkeypatch):
-    """SQS gives its call to nobody else meanwhile."""
-    monkeypatch.setattr(rios_awsbatch, 'VISIBILITY_SECONDS', 2 * PATIENCE)
+def test_worker_that_is_gone_or_stopped_does_not_hold_up_the_end(number, shared, hidden, monkeypatch):
     monkeypatch.setattr(rios_awsbatch, 'COPY_SECONDS', 5)
     with rios_awsbatch.AWSBatchExecutor(2) as executor:
         executor.wait_for_workers(2, PATIENCE)
@@ -109,7 +113,7 @@ def test_future_that_is_kept_keeps_nothing_of_its_run(monkeypatch, tmp_path):
     assert files() <= before
 
 
-def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(shared):
+def test_workers_for_which_there_is_nothing_to_do_end_before_the_last_call(shared, hidden):
     """But for one that could compute its copy, if there were copies."""
     with rios_awsbatch.AWSBatchExecutor(4, copies=False) as executor:
         executor.wait_for_workers(4, PATIENCE)
