@@ -142,8 +142,9 @@ RETRY_ALL = {'attempts': 5}
 @pytest.mark.parametrize('trap, code', [('exit 0', 0), ('exit 143', 143)])
 def test_attempt_past_its_time_out_fails_and_is_not_retried(place, trap, code):
     """Whatever the rules say, and though the container ends well when told to stop."""
+    job = place.submit("trap '{}' TERM; echo up; sleep 60 & wait".format(trap), retry=RETRY_ALL, timeout=60)
+    wait_until(lambda: 'logStreamName' in place.job(job)['container'] and place.output(job))
     local_aws('speed', {'times': 30}, env=place.env)
-    job = place.submit("trap '{}' TERM; sleep 60 & wait".format(trap), retry=RETRY_ALL, timeout=60)
     done = place.ended(job)
     assert (done['status'], len(done['attempts'])) == ('FAILED', 1)
     assert done['statusReason'] == 'Job attempt duration exceeded timeout'
@@ -165,12 +166,14 @@ def test_job_that_is_told_to_stop_fails_even_with_exit_code_0(place):
     assert done['container']['exitCode'] == 0 and len(done['attempts']) == 1
 
 
-def test_array_parent_is_pending_while_children_run_and_fails_with_one_of_them(place):
-    job = place.submit('[ $AWS_BATCH_JOB_ARRAY_INDEX = 0 ] || { sleep 2; exit 3; }', size=2)
+def test_array_parent_is_pending_while_children_run_and_fails_with_one_of_them(place, shared):
+    wait = 'while [ ! -e {}/go ]; do sleep 0.1; done'.format(shared)
+    job = place.submit('[ $AWS_BATCH_JOB_ARRAY_INDEX = 0 ] || { ' + wait + '; exit 3; }', size=2)
     place.running(job + ':1')
     listed = {status: [each['jobId'] for each in place.batch.list_jobs(
         jobQueue=place.name, jobStatus=status)['jobSummaryList']] for status in ('PENDING', 'RUNNING')}
     assert listed == {'PENDING': [job], 'RUNNING': []}
+    (shared / 'go').touch()
     done = place.ended(job)
     assert done['status'] == 'FAILED'
     assert {name: count for name, count in done['arrayProperties']['statusSummary'].items() if count} == {
@@ -309,8 +312,9 @@ def test_queue_is_first_in_first_out(place):
 
 def test_queue_of_higher_priority_is_served_first(place):
     urgent = place.make_queue(place.name + 'urgent', 10)
-    place.submit('sleep 2', 4)
+    local_aws('quota', {'vcpus': 0}, env=place.env)
     later, sooner = place.submit('true', 4), place.submit('true', 4, queue=urgent)
+    local_aws('quota', {}, env=place.env)
     assert place.ended(sooner)['startedAt'] <= place.ended(later)['startedAt']
 
 

@@ -103,13 +103,16 @@ def test_instance_without_the_driver_has_no_cards_and_graviton_and_fargate_get_n
 WHOSE_CARDS = """
 import os, time
 
-def cards(n):
-    time.sleep(1)           # so that the other workers have calls, too
-    return os.environ['NVIDIA_VISIBLE_DEVICES']
+def cards(folder):
+    mine, until = os.environ['NVIDIA_VISIBLE_DEVICES'], time.monotonic() + 300
+    open(os.path.join(folder, mine), 'w').close()
+    while len(os.listdir(folder)) < 3 and time.monotonic() < until:     # the other workers have calls, too
+        time.sleep(0.05)
+    return mine
 
 with rios_awsbatch.AWSBatchExecutor(3, gpus=2) as executor:
     executor.wait_for_workers(3)
-    print(*set(executor.map(cards, range(12))), flush=True)
+    print(*set(executor.map(cards, [os.environ['MEET']] * 3)), flush=True)
 try:
     with rios_awsbatch.AWSBatchExecutor(1, gpus=5) as executor:
         executor.submit(abs, 1).result()
@@ -125,7 +128,7 @@ def scripts(monkeypatch):
     return importlib.import_module
 
 
-def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, scripts):
+def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, shared, scripts):
     """From 0 to 1, and to instances of four, on which a run asks for 2 each; back to 0. With wrong choices between."""
     stack = Stack().create().push('BatchECR', ROOT / 'worker.py')
     before = stack.parameters()
@@ -141,7 +144,7 @@ def test_modify_gives_workers_cards_of_their_own_and_takes_them_back(tmp_path, s
     done = stack.run('modify.sh', '--instancetype', 'g5.12xlarge', '--mem', 600, '--maxjobs', 6, '--wait')
     assert re.search('on a g5.12xlarge each takes 12 vCPUs, which cost money. Sizes such as g6.xlarge', done.stderr)
     assert sizes(stack) == dict(ONE_EACH, InstanceTypes='g5.12xlarge', Memory='600', MaxVCPUS='72')
-    out, _ = finish(run_main(tmp_path, dict(stack.env, RIOS_AWSBATCH_REPORT=str(tmp_path)), WHOSE_CARDS))
+    out, _ = finish(run_main(tmp_path, dict(stack.env, RIOS_AWSBATCH_REPORT=str(tmp_path), MEET=str(shared)), WHOSE_CARDS))
     seen, why = out.splitlines()
     workers = [text.split(',') for text in seen.split()]
     assert [len(cards) for cards in workers] == [2] * 3         # on two instances of four
