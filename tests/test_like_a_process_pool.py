@@ -1413,10 +1413,15 @@ def test_exception_in_the_with_statement_cancels_what_is_outstanding():
 
 
 # The main script does not know when a call begins: that would be one more message for each.
-def test_call_that_runs_can_be_cancelled(executor):
-    future = executor.submit(sleeps, 2)
-    time.sleep(0.5)
+def test_call_that_runs_can_be_cancelled(executor, shared):
+    def wait():
+        (shared / 'begun').touch()
+        while not (shared / 'go').exists():
+            time.sleep(0.05)
+    future = executor.submit(wait)
+    wait_until((shared / 'begun').exists)
     assert future.cancel() and future.cancelled() and not future.running()
+    (shared / 'go').touch()
 
 
 # A function is stored once for a run, apart from its arguments, so the two have nothing in common on the way.

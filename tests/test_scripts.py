@@ -836,7 +836,7 @@ def test_status_tells_living_runs_from_dead_ones_and_cleans_up_after_the_dead(tm
                         'Stack {} in region {}: CREATE_COMPLETE'.format(stack.name, REGION))
         for name, value in stack.outputs().items():
             assert re.search(r'{} +{}\n'.format(name, re.escape(value)), said)
-        assert 'worker: of unknown kind, pushed 0 min ago' in said.replace('1 min', '0 min')
+        assert re.search(r'worker: of unknown kind, pushed \d+ min ago', said)
         assert 'main: none yet (scripts/build.sh --main SCRIPT builds it)' in said
         in_progress, _, left = said.partition('Runs in progress\n')[2].partition('Left behind by dead runs\n')
         assert re.match(r'  {}  began \d+ min ago: jobs 1, queues 2, objects \d+ '.format(living_run),
@@ -890,12 +890,12 @@ def test_watching_shows_how_far_each_run_is(stack):
                          r'0.014 blocks/s, \d h \d+ min left, about \$0.60 so far'.format(run_id), said), said
         lease(stack, run_id, now - 7200, now + 10, done=180,
               outstanding=220)       # 8 a second since the last look
-        said = ''.join(process.stdout.readline() for _ in range(3))
+        lines = iter(process.stdout.readline, '')       # it may have looked once more before
+        said = next(line for line in lines if '100 blocks done' not in line and 'blocks done' in line)
         assert '180 blocks done, 220 to do, 8 blocks/s, 28 s left' in said, said
         stack.client('s3').delete_object(Bucket=stack.outputs()['BatchBucket'],
                                          Key='runs/{}/lease'.format(run_id))
-        assert process.stdout.readline().startswith('Runs on stack')
-        assert process.stdout.readline() == '  none\n'
+        assert '  none\n' in lines
     finally:
         process.send_signal(signal.SIGINT)
         process.stdout.close()
