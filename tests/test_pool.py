@@ -25,7 +25,7 @@ import pytest
 import rios_awsbatch
 from tests.helpers import (
     MANIFEST, PATIENCE, ROOT, SCRIPTS, Stack, another_aws, assert_nothing_left, channel_of, client, finish,
-    job_definition, jobs_of, local_aws, output_of, pids, run, run_main, square, succeeds, wait_until, write_main)
+    job_definition, jobs_of, local_aws, output_of, pids, refuses, run, run_main, square, wait_until, write_main)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -607,8 +607,8 @@ def test_login_and_clock_that_pass_in_mid_run_are_waited_for(tmp_path, shared, a
         subprocess.run([sys.executable, '-m', 'awscli', 'sts', 'get-caller-identity'], env=env, input='654321\n',
                        text=True, check=True, capture_output=True, start_new_session=True)
         assert finish(process)[0] == ''
-        # Scripts, which ask AWS many times, have that session, too.
-        succeeds(run('status.sh', env=env, path=pathlib.Path(sys.executable).parent), 'worker: ')
+        # Scripts, which ask AWS several times, have that session, too.
+        refuses(run('submit.sh', env=env, path=pathlib.Path(sys.executable).parent), 'no main image in stack')
     finally:
         local_aws('login', {}, env=aws)
         process.kill()
