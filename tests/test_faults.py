@@ -60,6 +60,23 @@ def test_faults_of_aws_change_no_result(tmp_path):
         assert not stack.objects('runs/')
 
 
+def http_answer(status, body=b'', length=None):
+    head = 'HTTP/1.1 {}\r\nContent-Length: {}\r\n\r\n'.format(status, length or len(body))
+    return head.encode() + body
+
+
+@contextlib.contextmanager
+def server(handle):
+    """The address of a server on this machine that has `handle` answer on each connection (a socket)."""
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            handle(self.request)
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield '127.0.0.1:{}'.format(found.server_address[1])
+        found.shutdown()
+
+
 @contextlib.contextmanager
 def s3_over_tls(folder, answers):
     """The address of an S3 that gives these answers, one a connection, and a file with its certificate."""
@@ -75,35 +92,26 @@ def s3_over_tls(folder, answers):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
 
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self):
-            secure = context.wrap_socket(self.request, server_side=True)
+    def handle(connection):
+        with context.wrap_socket(connection, server_side=True) as secure:
             secure.recv(2**16)
             clear, damaged = answers.pop(0)
             secure.sendall(clear)
             os.write(secure.fileno(), damaged)
-            secure.close()
-    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield 'https://127.0.0.1:{}'.format(server.server_address[1]), str(file)
-        server.shutdown()
+    with server(handle) as address:
+        yield 'https://' + address, str(file)
 
 
 def test_object_that_is_damaged_on_its_way_is_read_again(tmp_path, monkeypatch):
     """TLS notices it. What is said of that reaches the reader in words of urllib3, which botocore lets through."""
     data = os.urandom(5000)
-    head = b'HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n'
+    cut, whole = (http_answer('200 OK', data[:size], 5000) for size in (1000, 5000))
     record = b'\x17\x03\x03\x00\x40' + bytes(64)       # of application data: RFC 8446, 5.1
-    with s3_over_tls(tmp_path, 2 * [(head + data[:1000], record)] + [(head + data, b'')]) as (url, certificate):
+    with s3_over_tls(tmp_path, [(cut, record), (cut, record), (whole, b'')]) as (url, certificate):
         monkeypatch.setenv('AWS_ENDPOINT_URL', url)
         monkeypatch.setenv('AWS_CA_BUNDLE', certificate)
         channel = rios_awsbatch.Channel('run', b'key', 'bucket', None, None, rios_awsbatch.REGION).connect()
         assert channel.fetch('object', hashlib.sha256(data).hexdigest()) == data
-
-
-def http_answer(status, body=b'', length=None):
-    head = 'HTTP/1.1 {}\r\nContent-Length: {}\r\n\r\n'.format(status, length or len(body))
-    return head.encode() + body
 
 
 @pytest.mark.parametrize('service, ask, answer', [
@@ -117,16 +125,13 @@ def http_answer(status, body=b'', length=None):
     ('sqs', lambda sqs: sqs.receive_message(QueueUrl='http://queue'), http_answer('408 Request Timeout')),
     ('batch', lambda batch: batch.describe_jobs(jobs=['a']), http_answer('429 Too Many Requests', b'{"message": ""}'))])
 def test_answer_that_is_none_of_AWS_is_an_error_that_passes(service, ask, answer, monkeypatch):
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self):
-            self.request.recv(2**16)
-            self.request.sendall(answer)
-    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:{}'.format(server.server_address[1]))
+    def handle(connection):
+        connection.recv(2**16)
+        connection.sendall(answer)
+    with server(handle) as address:
+        monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://' + address)
         with pytest.raises(rios_awsbatch.AWS_ERRORS) as caught:
             ask(rios_awsbatch.make_client(service, attempts=1))
-        server.shutdown()
     assert rios_awsbatch.is_temporary(caught.value)
 
 
