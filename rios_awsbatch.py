@@ -195,8 +195,8 @@ _MEANINGS = (
             'its session serves here, too.'),
     (_CLOCK, 'The clock of this computer is wrong, so AWS refuses its requests ({}). Set it.'),
     (_EXPIRED, 'Your AWS login has expired ({}). Log in again. ' + _LOG_IN),
-    ({'MissingDependencyException'}, 'This way to log in needs one more package: run "' + sys.executable +
-     '" -m pip install "botocore[crt]" ({})'),
+    ({'MissingDependencyException'}, 'This way to log in needs one more package: run "' +
+     (sys.executable or 'python') + '" -m pip install "botocore[crt]" ({})'),
     ({'NoCredentialsError', 'PartialCredentialsError'}, 'No AWS credentials were found ({}). ' + _LOG_IN),
     (_UNKNOWN, 'AWS does not accept your credentials ({}). ' + _LOG_IN + ' Or region "' + REGION +
                '" has first to be enabled for your account.'),
@@ -229,6 +229,10 @@ def _response(error):
     return error.response if isinstance(error, botocore.exceptions.ClientError) else {}
 
 
+def _status(error):
+    return _response(error).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
+
+
 def is_one_of(error, names):
     """Whether an error of botocore, by its code or as an exception, is one of those that are named."""
     said = _response(error).get('Error', {})
@@ -240,8 +244,7 @@ def is_one_of(error, names):
 
 def is_temporary(error):
     """Whether an error of botocore (a network that is away, a throttle, a 5xx) may pass."""
-    status = _response(error).get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-    # What is between us and a service says 408 or 429 without a code of AWS.
+    status = _status(error)     # what is between us and a service says 408 or 429 without a code of AWS
     return status >= 500 or status in (408, 429) or is_one_of(error, _AWAY | _THROTTLED | _CUT)
 
 
@@ -249,13 +252,12 @@ def user_may_mend(error):
     """
     Whether an error of botocore that is not temporary passes when the user logs in again or sets the clock.
     There are ever more ways to log in, and each has errors of its own; so all are taken for that but those
-    that cannot pass: a permission that is not there, and a wrong request. A user whom AWS does not know is
-    none of them: new keys and an old session token are one, until the user has written down the new one.
+    that cannot pass: a permission that is not there, and a wrong request. Keys that AWS does not know may be
+    half of a login that is just being changed: new ones beside an old session token.
     """
     if isinstance(error, botocore.exceptions.ClientError):
-        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode')
         return is_one_of(error, _EXPIRED | _CLOCK | _UNKNOWN) or (
-            status in (401, 403) and not is_one_of(error, DENIED))
+            _status(error) in (401, 403) and not is_one_of(error, DENIED))
     return not is_one_of(error, _WRONG)
 
 
@@ -1206,11 +1208,11 @@ def _check(data, digest, what):
 
 def _read(answer):
     """The body of an object (bytes). What TLS says of one that is damaged, botocore lets through as it is."""
-    import urllib3.exceptions
     try:
         return answer['Body'].read()
-    except urllib3.exceptions.HTTPError as error:
-        raise botocore.exceptions.ResponseStreamingError(error=error) from error
+    except Exception as error:
+        _raise_in_words_of_botocore(error)
+        raise
 
 
 def size_of(message):
